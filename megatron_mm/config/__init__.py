@@ -1,0 +1,7 @@
+"""Typed configuration. Imports neither torch nor numpy, so that a recipe is checked in milliseconds.
+
+errors.py   InputError, what a user sees when something given to us is wrong
+schema.py   the sections of a run's config, frozen, unknown keys forbidden
+layout.py   which parallel layouts a model and a batch admit
+load.py     recipe + files + overrides -> RunConfig, all faults reported at once
+"""

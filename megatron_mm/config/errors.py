@@ -1,0 +1,9 @@
+"""The one exception that means: the input is wrong, not the program."""
+
+
+class InputError(ValueError):
+    """Something the user gave us is wrong: a config value, a file, a checkpoint, a picture.
+
+    The message names the place (file, field or tensor), the value seen and the fix. Commands print it without a
+    traceback and end with exit code 2.
+    """

@@ -1,0 +1,153 @@
+"""Recipe + files + overrides -> RunConfig.
+
+Order, later wins: the recipe's `base:` chain, the recipe, each --config file, each `a.b=c`. A `preset:` inside
+model.vision or model.language is read last and filled in under the keys given. Every fault of the result is reported
+at once, each with its path, the value seen and the fix.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import RunConfig
+
+PACKAGE = Path(__file__).parent.parent
+RECIPES = PACKAGE / "recipes"
+PRESETS = PACKAGE / "presets"
+
+Tree = dict[str, Any]
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+
+
+def load_config(recipe: str, files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> RunConfig:
+    """Resolve a recipe to a checked config.
+
+    Args:
+        recipe: name of a shipped recipe ("mini/stage1") or path of a YAML file.
+        files: YAML files merged over the recipe, in order.
+        overrides: `path.to.key=value` strings, the value read as YAML, merged last.
+
+    Raises:
+        InputError: unknown recipe, preset or key, or a value that the schema refuses; all of them in one message.
+    """
+    tree = _recipe_tree(recipe)
+    for file in files:
+        tree = _merge(tree, _read_yaml(file))
+    for override in overrides:
+        tree = _merge(tree, _override_tree(override))
+    tree.setdefault("recipe", recipe)
+    _fill_preset(tree, "vision")
+    _fill_preset(tree, "language")
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors()]
+        raise InputError("\n".join([f"recipe {recipe} has {len(faults)} fault(s):", *faults])) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _recipe_tree(recipe: str) -> Tree:
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        raise InputError(f"no recipe {recipe!r}{_nearest(recipe, recipe_names())}; known: {', '.join(recipe_names())}")
+    tree = _read_yaml(path)
+    base = tree.pop("base", None)
+    return _merge(_recipe_tree(base), tree) if base else tree
+
+
+def _read_yaml(path: Path) -> Tree:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config file {path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"config file {path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"config file {path} holds {type(tree).__name__}; it must hold keys and values")
+    return tree
+
+
+def _override_tree(override: str) -> Tree:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise InputError(f"override {override!r} is not of the form a.b=value")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not YAML: {error}") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def _merge(under: Tree, over: Mapping[str, Any]) -> Tree:
+    """`over` laid on `under`. A blend is replaced as a whole: parts of another mixture have no meaning in it."""
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        whole = key == "blend" or not isinstance(value, Mapping) or not isinstance(old, Mapping)
+        merged[key] = value if whole else _merge(dict(old), value)
+    return merged
+
+
+def _fill_preset(tree: Tree, part: str) -> None:
+    model = tree.get("model")
+    section = model.get(part) if isinstance(model, dict) else None
+    name = section.get("preset") if isinstance(section, dict) else None
+    if name is None:
+        return
+    path = PRESETS / part / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise InputError(f"model.{part}.preset={name!r} does not exist{_nearest(str(name), known)}; known: {known}")
+    tree["model"] = {**model, part: _merge(_read_yaml(path), section)}
+
+
+def _describe(fault: Any) -> str:
+    path = [str(part) for part in fault["loc"]]
+    name = ".".join(path) or "config"
+    if fault["type"] == "extra_forbidden":
+        valid = _fields_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0)
+        hint = ".".join([*path[:-1], near[0]]) if near else "nothing"
+        return f"  {name}: unknown key; the nearest valid one is {hint}"
+    if fault["type"] == "missing":
+        return f"  {name}: missing; give it in the recipe or as {name}=VALUE"
+    message = fault["msg"].removeprefix("Value error, ")
+    seen = "" if isinstance(fault["input"], dict | BaseModel) else f" (seen: {fault['input']!r})"
+    return f"  {name}: {message[0].lower()}{message[1:]}{seen}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """Names of the valid keys of the section at `path`."""
+    model: Any = RunConfig
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,193 @@
+"""The sections of a run's config.
+
+Every section is frozen and refuses unknown keys; derived values are properties, and validation never assigns.
+Sizes are counts of the named thing; learning rates are those of AdamW; image sizes are pixels.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODULES = ("vision", "projector", "language")
+Module = Literal["vision", "projector", "language"]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class VisionConfig(Section):
+    """A SigLIP or SigLIP2 ViT of fixed tile size, used without its pooling head and final LayerNorm."""
+
+    preset: str | None = Field(None, description="name of a file in megatron_mm/presets/vision; other keys override it")
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    ffn_hidden_size: int = Field(gt=0)
+    image_size: int = Field(gt=0, description="side of a tile in pixels")
+    patch_size: int = Field(gt=0, description="side of a patch in pixels")
+    norm_eps: float = Field(1e-6, gt=0)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of a tile; pixels beyond the last whole patch are not seen."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches_per_tile(self) -> int:
+        """Feature vectors that one tile becomes."""
+        return self.patches_per_side**2
+
+
+class ProjectorConfig(Section):
+    """LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it."""
+
+    norm_eps: float = Field(1e-6, gt=0)
+
+
+class LanguageConfig(Section):
+    """A dense Qwen3."""
+
+    preset: str | None = Field(
+        None, description="name of a file in megatron_mm/presets/language; other keys override it"
+    )
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    ffn_hidden_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, description="rows of the embedding, at least the tokenizer's size")
+    max_positions: int = Field(gt=0)
+    rope_theta: float = Field(1e6, gt=0)
+    norm_eps: float = Field(1e-6, gt=0)
+    tied_embeddings: bool = True
+    init_std: float = Field(0.02, gt=0, description="standard deviation of freshly made weights")
+
+
+class ModelConfig(Section):
+    """ViT + projector + language model, and the any-res grids a picture may be cut into."""
+
+    vision: VisionConfig
+    projector: ProjectorConfig = ProjectorConfig()
+    language: LanguageConfig
+    tile_grids: tuple[tuple[int, int], ...] = Field(
+        ((1, 1),), min_length=1, description="allowed any-res grids as (rows, columns) of tiles"
+    )
+
+    @model_validator(mode="after")
+    def _tile_grids_stay_under_the_downscale(self) -> "ModelConfig":
+        # vLLM's R-4B counts placeholders without the anyres_max_9 down-scale that its merge applies above
+        # 1.1^2 * 9 tiles (recipes: R-4B 1.1), so larger grids would break the prompt there.
+        for rows, columns in self.tile_grids:
+            if rows < 1 or columns < 1 or rows * columns > 9:
+                raise ValueError(f"tile_grids holds ({rows}, {columns}); use 1 to 9 tiles a picture")
+        return self
+
+
+class DataConfig(Section):
+    """A prepared data set and how its parts are mixed."""
+
+    path: Path | None = Field(None, description="directory written by `megatron-mm data`")
+    blend: dict[str, float] = Field(
+        default_factory=dict, description="weight of each part 'source/mode', for example {'easy/thinking': 1}"
+    )
+    text_only: bool = Field(False, description="put the picture's caption where the picture would stand")
+    max_sequence_tokens: int = Field(1024, gt=1, description="longest sample; a longer one is refused by name")
+    num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 reads in the training process")
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> "DataConfig":
+        wrong = {part: weight for part, weight in self.blend.items() if not weight > 0 or math.isinf(weight)}
+        if wrong:
+            raise ValueError(f"blend has weights that are not positive numbers: {wrong}; remove the part instead")
+        return self
+
+
+class ParallelConfig(Section):
+    """Degrees of parallelism; the data-parallel degree is what is left of the ranks."""
+
+    tensor: int = Field(1, gt=0)
+    pipeline: int = Field(1, gt=0)
+    sequence: bool = Field(False, description="Megatron's sequence parallelism in the tensor-parallel group")
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor * self.pipeline
+
+
+class TrainConfig(Section):
+    """How long, how much at once, and which modules learn."""
+
+    steps: int = Field(gt=0)
+    global_batch: int = Field(gt=0, description="samples of one optimizer step over all ranks")
+    micro_batch: int = Field(gt=0, description="samples of one forward pass on one data-parallel rank")
+    trained: tuple[Module, ...] = Field(MODULES, min_length=1, description="modules that learn; others stay frozen")
+    log_every: int = Field(10, gt=0)
+
+
+class OptimConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    # The papers name neither betas, decay nor clipping: these four are our defaults (recipes: R-4B 1.4).
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and norms")
+    clip_grad: float = Field(1.0, gt=0, description="bound on the global gradient norm")
+
+
+class CheckpointConfig(Section):
+    """When to save, besides the end of the run."""
+
+    save_every: int = Field(500, gt=0, description="steps between checkpoints")
+
+
+class TelemetryConfig(Section):
+    """Where metrics go, besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: Literal["off", "online", "offline"] = "off"
+    wandb_project: str = "megatron_mm"
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    recipe: str = Field(description="name of the recipe that this config came from")
+    run_dir: Path = Field(description="directory that takes everything the run writes")
+    init_from: Path | None = Field(None, description="run directory, or checkpoint in it, to take weights from")
+    platform: Literal["auto", "cuda", "cpu"] = "auto"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _schedule_fits_the_run(self) -> "RunConfig":
+        faults = []
+        if self.optim.warmup_steps >= self.train.steps:
+            faults.append(f"optim.warmup_steps={self.optim.warmup_steps} leaves none of train.steps={self.train.steps}")
+        if self.optim.min_lr > self.optim.lr:
+            faults.append(f"optim.min_lr={self.optim.min_lr} is above optim.lr={self.optim.lr}")
+        if self.data.max_sequence_tokens > self.model.language.max_positions:
+            faults.append(
+                f"data.max_sequence_tokens={self.data.max_sequence_tokens} is above "
+                f"model.language.max_positions={self.model.language.max_positions}"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
