@@ -1,0 +1,162 @@
+"""Any-res tiling: one pure function from a picture's size to its grid and placeholder count, one from picture to tiles.
+
+The rules are those of LLaVA-NeXT as R-4B's vLLM model applies them (llava_next and llava_onevision in transformers and
+vLLM): pick the grid that keeps most of the picture, resize into it keeping the aspect ratio, pad to the middle, cut
+into tiles; a whole-picture tile comes first. Of the grid's features, those that see only padding are dropped, and a
+learned `image_newline` closes each row.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import ModelConfig
+
+# SigLIP's normalisation: (value / 255 - 0.5) / 0.5.
+PIXEL_MEAN = 0.5
+PIXEL_STD = 0.5
+NEWLINE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """What one picture becomes.
+
+    Attributes:
+        rows, columns: tiles of the chosen grid.
+        tile_size: side of a tile in pixels.
+        resized: (width, height) in pixels of the picture inside the grid.
+        top, bottom, left, right: patch rows and columns of the grid that are kept, half open.
+        patches_per_side: patches along one side of a tile.
+    """
+
+    rows: int
+    columns: int
+    tile_size: int
+    resized: tuple[int, int]
+    top: int
+    bottom: int
+    left: int
+    right: int
+    patches_per_side: int
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, the whole-picture one included."""
+        return 1 + self.rows * self.columns
+
+    @property
+    def num_features(self) -> int:
+        """Placeholders in the prompt, and feature vectors that take their place."""
+        kept = (self.bottom - self.top) * (self.right - self.left + 1)
+        return self.patches_per_side**2 + kept
+
+
+def tiling(width: int, height: int, model: ModelConfig) -> Tiling:
+    """Choose the grid of a picture of `width` x `height` pixels.
+
+    The grid keeps as many of the picture's pixels as possible, and of equals the one with the least padding.
+    """
+    return _tiling(width, height, model.tile_grids, model.vision.image_size, model.vision.patches_per_side)
+
+
+@lru_cache(maxsize=65536)
+def _tiling(width: int, height: int, grids: tuple[tuple[int, int], ...], side: int, patches: int) -> Tiling:
+    def kept_and_waste(grid: tuple[int, int]) -> tuple[int, int]:
+        grid_height, grid_width = grid[0] * side, grid[1] * side
+        scale = min(grid_width / width, grid_height / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - grid_height * grid_width
+
+    rows, columns = max(grids, key=kept_and_waste)
+    grid_width, grid_height = columns * side, rows * side
+    # The longer side fills the grid; the other is rounded up and cannot pass the border.
+    if grid_width / width < grid_height / height:
+        resized = (grid_width, min(math.ceil(height * (grid_width / width)), grid_height))
+    else:
+        resized = (min(math.ceil(width * (grid_height / height)), grid_width), grid_height)
+    patch_columns, patch_rows = columns * patches, rows * patches
+    top, bottom, left, right = 0, patch_rows, 0, patch_columns
+    # Patches that see only padding, reckoned as transformers' and vLLM's unpad do, rounding to 7 digits included.
+    if width / height > patch_columns / patch_rows:
+        kept_rows = int(round(height * (patch_columns / width), 7))
+        top = (patch_rows - kept_rows) // 2
+        bottom = patch_rows - top
+    else:
+        kept_columns = int(round(width * (patch_rows / height), 7))
+        left = (patch_columns - kept_columns) // 2
+        right = patch_columns - left
+    return Tiling(rows, columns, side, resized, top, bottom, left, right, patches)
+
+
+@lru_cache(maxsize=4096)
+def feature_order(grid: Tiling) -> np.ndarray:
+    """Which feature stands at each placeholder of one picture.
+
+    Returns:
+        int64 [num_features]: index into the picture's [tiles x patches] features, or `NEWLINE`.
+    """
+    side = grid.patches_per_side
+    base = np.arange(side * side)
+    # [rows, columns, patch row, patch column] -> one plane of patches
+    plane = side * side + np.arange(grid.rows * grid.columns * side * side)
+    plane = plane.reshape(grid.rows, grid.columns, side, side).transpose(0, 2, 1, 3)
+    plane = plane.reshape(grid.rows * side, grid.columns * side)[grid.top : grid.bottom, grid.left : grid.right]
+    newlines = np.full((plane.shape[0], 1), NEWLINE)
+    order = np.concatenate([base, np.concatenate([plane, newlines], axis=1).reshape(-1)])
+    assert len(order) == grid.num_features
+    order.setflags(write=False)
+    return order
+
+
+def tiles_of(picture: Image.Image, grid: Tiling) -> np.ndarray:
+    """Cut a picture into tiles.
+
+    Returns:
+        uint8 [num_tiles, tile_size, tile_size, 3]: the whole picture squeezed into one tile, then the grid's tiles
+        row by row.
+    """
+    side = grid.tile_size
+    width, height = grid.columns * side, grid.rows * side
+    base = np.asarray(_resized(picture, (side, side)))[None]
+    inside = np.asarray(_resized(picture, grid.resized))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    y, x = (height - inside.shape[0]) // 2, (width - inside.shape[1]) // 2
+    canvas[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    tiles = canvas.reshape(grid.rows, side, grid.columns, side, 3).transpose(0, 2, 1, 3, 4)
+    return np.concatenate([base, tiles.reshape(-1, side, side, 3)])
+
+
+def pixel_values(tiles: np.ndarray) -> np.ndarray:
+    """Normalise tiles: uint8 [T, h, w, 3] -> float32 [T, 3, h, w]."""
+    values = (tiles.astype(np.float32) / 255.0 - PIXEL_MEAN) / PIXEL_STD
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def read_picture(source: Path | IO[bytes], name: str) -> Image.Image:
+    """Decode a picture to RGB.
+
+    Args:
+        source: file, or open binary stream.
+        name: what to call it in an error.
+
+    Raises:
+        InputError: missing, not a picture, or cut off.
+    """
+    try:
+        with Image.open(source) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"picture {name} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"picture {name} cannot be read: {error}; replace or remove it") from None
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
