@@ -1,0 +1,5 @@
+"""Distributed checkpoints in Megatron-Core's format.
+
+paths.py       where they lie, which is the newest
+store.py       saving aside and moving into place; loading whole or weights only, on any layout
+"""

@@ -1,0 +1,14 @@
+"""SigLIP ViT -> projector -> Qwen3, all of Megatron-Core blocks, as one pipeline-aware module.
+
+megatron_config.py   our config -> Megatron-Core's TransformerConfig; nobody else builds one
+attention.py         norm and core attention of the local (CPU) backend
+specs.py             which layer implementation each backend uses
+vision.py            the ViT
+projector.py         pre-norm and two linears
+language.py          Qwen3 as Megatron-Core's GPTModel
+fusion.py            features into the places of the image tokens
+vlm.py               the composition
+freeze.py            which modules learn
+
+Shapes: B batch, S sequence, H hidden, V vocabulary, T tiles, P patches of a tile, N placeholders of a batch.
+"""

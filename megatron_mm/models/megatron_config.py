@@ -1,0 +1,91 @@
+"""Our config -> Megatron-Core's TransformerConfig. Nobody else builds one, and no two share one."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.parallel.platform import Platform
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def language_config(config: RunConfig, platform: Platform) -> TransformerConfig:
+    """Qwen3: RMSNorm, grouped queries with QK-norm, SwiGLU, no biases."""
+    language, parallel = config.model.language, config.parallel
+    return TransformerConfig(
+        num_layers=language.num_layers,
+        hidden_size=language.hidden_size,
+        num_attention_heads=language.num_heads,
+        num_query_groups=language.num_kv_heads,
+        kv_channels=language.head_dim,
+        ffn_hidden_size=language.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=language.norm_eps,
+        qk_layernorm=True,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        init_method_std=language.init_std,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=DTYPES[config.precision],
+        # Micro-batches are padded to their own longest sample, so stages tell each other the shape; Megatron-Core
+        # allows that with this dispatcher only, dense models included.
+        variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",
+        calculate_per_token_loss=True,
+        **_shared(config, platform),
+    )
+
+
+def vision_config(config: RunConfig, platform: Platform) -> TransformerConfig:
+    """SigLIP: LayerNorm, full attention, tanh-GELU, biases; whole on the first pipeline stage."""
+    vision = config.model.vision
+    return TransformerConfig(
+        num_layers=vision.num_layers,
+        hidden_size=vision.hidden_size,
+        num_attention_heads=vision.num_heads,
+        ffn_hidden_size=vision.ffn_hidden_size,
+        normalization="LayerNorm",
+        layernorm_epsilon=vision.norm_eps,
+        activation_func=partial(F.gelu, approximate="tanh"),
+        add_bias_linear=True,
+        init_method_std=config.model.language.init_std,
+        **_shared(config, platform),
+    )
+
+
+def projector_config(config: RunConfig, platform: Platform) -> TransformerConfig:
+    """The two linears of the projector as a Megatron-Core MLP, with exact (erf) GELU."""
+    language = config.model.language
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=language.hidden_size,
+        # There is no attention here; Megatron-Core only checks that the heads can be split.
+        num_attention_heads=language.num_heads,
+        ffn_hidden_size=language.hidden_size,
+        normalization="LayerNorm",
+        layernorm_epsilon=config.model.projector.norm_eps,
+        activation_func=F.gelu,
+        add_bias_linear=True,
+        init_method_std=language.init_std,
+        **_shared(config, platform),
+    )
+
+
+def _shared(config: RunConfig, platform: Platform) -> dict[str, Any]:
+    dtype = DTYPES[config.precision]
+    return {
+        "tensor_model_parallel_size": config.parallel.tensor,
+        "params_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        # Its fused GELU is the tanh formula, whatever activation_func says.
+        "bias_activation_fusion": False,
+        **platform.transformer_settings(),
+    }

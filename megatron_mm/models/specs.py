@@ -1,0 +1,83 @@
+"""Which layer implementation each backend uses: "local" (torch and Megatron-Core) or "te" (Transformer Engine)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_mm.models.attention import CoreAttention, Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The building blocks of one backend."""
+
+    norm: Any
+    column_linear: Any
+    row_linear: Any
+    core_attention: Any
+
+    @property
+    def mlp(self) -> MLPSubmodules:
+        """Column-parallel, then row-parallel linear."""
+        return MLPSubmodules(linear_fc1=self.column_linear, linear_fc2=self.row_linear)
+
+
+def parts(backend: str) -> Parts:
+    """The building blocks of `backend`, "local" or "te"."""
+    if backend == "local":
+        return Parts(Norm, ColumnParallelLinear, RowParallelLinear, CoreAttention)
+    assert backend == "te"
+    # Importable only where Transformer Engine is installed.
+    from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelLinear,
+        TEDotProductAttention,
+        TENorm,
+        TERowParallelLinear,
+    )
+
+    return Parts(TENorm, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention)
+
+
+def block_spec(config: TransformerConfig, backend: str, *, causal: bool, stage: int) -> TransformerBlockSubmodules:
+    """A stack of pre-norm layers as one pipeline stage holds it.
+
+    Args:
+        config: its pipeline size says how many layers the stage gets.
+        causal: language; otherwise every token sees every other.
+        stage: rank in the pipeline.
+    """
+    use = parts(backend)
+    qk_norm = use.norm if config.qk_layernorm else IdentityOp
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=use.norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal if causal else AttnMaskType.no_mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=use.column_linear,
+                    core_attention=use.core_attention,
+                    linear_proj=use.row_linear,
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=use.norm,
+            mlp=ModuleSpec(module=MLP, submodules=use.mlp),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+    num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=use.norm)

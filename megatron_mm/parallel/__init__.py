@@ -1,0 +1,6 @@
+"""Ranks, devices and process groups. The only package that knows whether it runs on GPUs or a CPU.
+
+platform/      cuda | cpu behind one interface
+state.py       process groups: start, ask, end
+launch.py      starting ranks on this machine
+"""

@@ -1,0 +1,55 @@
+"""Cuda | cpu behind one interface; nothing else in the package asks which of them it is."""
+
+from typing import Protocol
+
+import torch
+
+from megatron_mm.config.errors import InputError
+
+
+class Platform(Protocol):
+    """What differs between a GPU machine and a CPU-only one."""
+
+    name: str
+    distributed_backend: str
+    layer_backend: str
+    """Which layer implementation models/specs.py picks: "te" or "local"."""
+
+    def prepare(self, local_rank: int) -> None:
+        """Make Megatron-Core usable in this process. Call once, before any of its objects is made."""
+        ...
+
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        ...
+
+    def transformer_settings(self) -> dict[str, bool]:
+        """Fields of Megatron-Core's TransformerConfig that depend on the machine."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the log."""
+        ...
+
+
+def get_platform(name: str) -> Platform:
+    """The platform called "cuda", "cpu" or, by what the machine has, "auto".
+
+    Raises:
+        InputError: cuda is asked for on a machine without one, or cpu on a machine with one: Megatron-Core's CPU
+            adaptations cannot be installed beside a live CUDA.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if has_cuda else "cpu"
+    if name == "cuda":
+        if not has_cuda:
+            raise InputError("platform=cuda, but torch sees no CUDA device; use platform=cpu or a CUDA build of torch")
+        from megatron_mm.parallel.platform.cuda import CudaPlatform
+
+        return CudaPlatform()
+    if has_cuda:
+        raise InputError("platform=cpu, but torch sees a CUDA device; hide it with CUDA_VISIBLE_DEVICES= or use cuda")
+    from megatron_mm.parallel.platform.cpu import CpuPlatform
+
+    return CpuPlatform()

@@ -1,0 +1,171 @@
+"""The CPU platform: gloo, and what Megatron-Core 0.16.1 needs to run where there is no CUDA.
+
+Megatron-Core assumes CUDA in a few dozen places. `CpuPlatform.prepare` answers them with plain function patches, each
+with its reason; a TorchFunctionMode would tax every torch call and hide which places matter. A place we do not know
+fails loudly ("Torch not compiled with CUDA enabled"), since `torch.cuda.is_available()` keeps saying no.
+"""
+
+import functools
+import logging
+import os
+import platform as host
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+class CpuPlatform:
+    """One process a rank, gloo between them."""
+
+    name = "cpu"
+    distributed_backend = "gloo"
+    layer_backend = "local"
+
+    def prepare(self, local_rank: int) -> None:
+        del local_rank
+        # More threads than cores, or spinning ones, slow a step by an order of magnitude; torchrun sets this as well.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        _adapt_megatron()
+
+    def device(self) -> torch.device:
+        return CPU
+
+    def transformer_settings(self) -> dict[str, bool]:
+        return {
+            "use_cpu_initialization": True,
+            # These fusions are CUDA kernels or torch.compile'd functions that want a C++ compiler.
+            "bias_dropout_fusion": False,
+            "bias_activation_fusion": False,
+            "masked_softmax_fusion": False,
+            "gradient_accumulation_fusion": False,
+            "apply_rope_fusion": False,
+            "persist_layer_norm": False,
+            # gloo's isend still reads the storage that this would free: silently wrong numbers.
+            "deallocate_pipeline_outputs": False,
+        }
+
+    def describe(self) -> str:
+        return f"cpu: {host.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a rank"
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2) with Apex' and Transformer Engine's state layout.
+
+    An int `step` per parameter group, `exp_avg` and `exp_avg_sq` per parameter. With torch's AdamW in its place,
+    Megatron-Core 0.16's distributed optimizer resumes from a checkpoint with a wrong step count; with this layout it
+    takes the branches that it takes on a GPU.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+    ):
+        if not adam_w_mode:
+            raise ValueError("adam_w_mode=False: only decoupled weight decay is built")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = step = group.get("step", 0) + 1
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                self._update(params, group, step)
+
+    def _update(self, params: list[torch.Tensor], group: dict[str, Any], step: int) -> None:
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["exp_avg"] = torch.zeros_like(param, dtype=torch.float32)
+                self.state[param]["exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        grads = [param.grad for param in params]
+        means = [self.state[param]["exp_avg"] for param in params]
+        squares = [self.state[param]["exp_avg_sq"] for param in params]
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        scale = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scale, (1 - beta2**step) ** 0.5)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_addcdiv_(params, means, scale, -lr / (1 - beta1**step))
+
+
+def _adapt_megatron() -> None:
+    # First the imports: Megatron-Core decorates with torch.compile while it is imported, and dynamo then builds tables
+    # of torch's own functions, which must be the unpatched ones.
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.tensor_parallel import random
+
+    if optimizer.Adam is FusedAdam:
+        return
+    _send_tensors_to_cpu()
+    _answer_for_torch_cuda()
+    _answer_tensor_type()
+    # Imported there by name, so patching torch.cuda alone does not reach it.
+    random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)  # noqa: ARG005
+    # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
+    optimizer.Adam = distrib_optimizer.Adam = FusedAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _send_tensors_to_cpu() -> None:
+    """`device="cuda"` literals: schedules, optimizer, clip_grads, utils, exchange_utils; pinned memory: rope_utils."""
+
+    def on_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(make)
+        def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
+            device = kwargs.get("device")
+            if device is not None and str(device).startswith("cuda"):
+                kwargs["device"] = CPU
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+            return make(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like"):
+        setattr(torch, name, on_cpu(getattr(torch, name)))
+    # Tied embeddings across pipeline stages, and the distributed optimizer's scratch tensors.
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # noqa: ARG005
+
+
+def _answer_for_torch_cuda() -> None:
+    """Buffers, mappings, point-to-point, rotary embedding and optimizer ask for the current device and its RNG."""
+    cuda = torch.cuda
+    cuda.current_device = lambda: CPU  # pyright: ignore[reportAttributeAccessIssue]
+    # One function object a name: dynamo keeps tables by id and refuses duplicates.
+    for owner, name in ((cuda, "synchronize"), (cuda, "set_device"), (cuda, "empty_cache")):
+        setattr(owner, name, lambda *args, **kwargs: None)  # noqa: ARG005
+    for name in ("range_push", "range_pop"):
+        setattr(cuda.nvtx, name, lambda *args, **kwargs: None)  # noqa: ARG005
+    cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # pyright: ignore[reportAttributeAccessIssue]
+    state = lambda *args, **kwargs: torch.get_rng_state()  # noqa: ARG005, E731
+    cuda.get_rng_state = cuda.random.get_rng_state = state
+
+
+def _answer_tensor_type() -> None:
+    """The optimizer sorts parameters and gradients by `tensor.type()` being a "torch.cuda.*Tensor"."""
+    plain_type = torch.Tensor.type
+
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = plain_type(self, *args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if isinstance(answer, str) and caller.startswith("megatron.core.optimizer"):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    torch.Tensor.type = type_

@@ -1,0 +1,36 @@
+"""The GPU platform: NCCL and Transformer Engine."""
+
+import importlib.util
+
+import torch
+
+from megatron_mm.config.errors import InputError
+
+
+class CudaPlatform:
+    """One GPU a rank."""
+
+    name = "cuda"
+    distributed_backend = "nccl"
+    layer_backend = "te"
+
+    def prepare(self, local_rank: int) -> None:
+        if importlib.util.find_spec("transformer_engine") is None:
+            raise InputError("platform=cuda needs Transformer Engine; install the package's [gpu] extra")
+        torch.cuda.set_device(local_rank)
+
+    def device(self) -> torch.device:
+        return torch.device("cuda", torch.cuda.current_device())
+
+    def transformer_settings(self) -> dict[str, bool]:
+        return {
+            "use_cpu_initialization": False,
+            "bias_dropout_fusion": True,
+            "masked_softmax_fusion": True,
+            # Needs a kernel of NVIDIA's apex; used where someone has built it, never required.
+            "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+            "deallocate_pipeline_outputs": True,
+        }
+
+    def describe(self) -> str:
+        return f"cuda: {torch.cuda.get_device_name()}"

@@ -1,0 +1,102 @@
+"""Process groups: start, ask, end. The only module that knows `megatron.core.parallel_state`."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_mm.config.schema import ParallelConfig
+from megatron_mm.parallel.platform import Platform
+
+TIMEOUT_MINUTES = 30
+
+
+def num_ranks() -> int:
+    """Ranks of this job as torchrun says; 1 where it did not start us."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def process_group(platform: Platform) -> Iterator[None]:
+    """Join the job's ranks, or be a job of one rank; leave at the end."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    platform.prepare(local_rank)
+    # torch 2.13 renames two collectives that Megatron-Core calls by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    timeout = timedelta(minutes=TIMEOUT_MINUTES)
+    if "RANK" in os.environ:
+        dist.init_process_group(platform.distributed_backend, timeout=timeout)
+    else:
+        dist.init_process_group(
+            platform.distributed_backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1
+        )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroupCollection]:
+    """Cut the ranks into Megatron-Core's groups and seed them; `check_layout` has said that they can be."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        distributed_timeout_minutes=TIMEOUT_MINUTES,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield ProcessGroupCollection.use_mpu_process_groups()
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def data_rank() -> int:
+    """This rank's place among the data-parallel ones."""
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_ranks() -> int:
+    """The number of data-parallel ranks."""
+    return parallel_state.get_data_parallel_world_size()
+
+
+def is_first_stage() -> bool:
+    """Whether this rank holds the embedding (and the ViT)."""
+    return parallel_state.is_pipeline_first_stage()
+
+
+def is_last_stage() -> bool:
+    """Whether this rank holds the output layer."""
+    return parallel_state.is_pipeline_last_stage()
+
+
+def writes() -> bool:
+    """Whether this rank writes files and prints."""
+    return dist.get_rank() == 0
+
+
+def reports_loss() -> bool:
+    """Whether this rank holds a loss no other rank of its data-parallel place reports."""
+    return parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:
+    """`value` of the last pipeline stage, on every stage."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() > 1:
+        dist.broadcast(value, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return value
+
+
+def sum_over_data(value: torch.Tensor) -> torch.Tensor:
+    """Sum of `value` over the data-parallel ranks."""
+    dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
+    return value

@@ -1,0 +1,7 @@
+"""Training of every stage, on Megatron-Core's schedules.
+
+check.py       what can be known to be wrong before a rank is started
+assemble.py    config -> model, DDP, optimizer
+step.py        one optimizer step
+loop.py        a whole run
+"""

@@ -1,0 +1,85 @@
+"""A whole training run: weights in, steps, checkpoints out."""
+
+import time
+
+import torch.distributed as dist
+
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.checkpoint import paths, store
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.loader import StepBatches, batches_from
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import Platform, get_platform
+from megatron_mm.telemetry.run import Telemetry
+from megatron_mm.train.check import check_inputs
+from megatron_mm.train.assemble import Trainee, build_model, build_trainee
+from megatron_mm.train.step import StepResult, train_step
+
+
+def train(config: RunConfig) -> None:
+    """Run this rank's part of a training run; continues it where the run directory holds a checkpoint.
+
+    Raises:
+        InputError: the layout does not fit, or data or the checkpoint to start from are missing or damaged.
+    """
+    check_inputs(config, state.num_ranks())
+    platform = get_platform(config.platform)
+    assert config.data.path is not None
+    tokenizer = ChatTokenizer(config.data.path / TOKENIZER)
+    with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
+        dataset = StepBatches(config, tokenizer, state.data_rank(), state.data_ranks())
+        model = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        checkpoint = paths.newest(config.run_dir)
+        if checkpoint is None and config.init_from is not None:
+            store.load_weights(config.init_from, model)
+        trainee = build_trainee(config, model, groups)
+        first_step = 0
+        if checkpoint is not None:
+            first_step = store.resume(checkpoint, model, trainee.optimizer)
+            trainee.scheduler.step(first_step)
+        telemetry = Telemetry(config, writes=state.writes())
+        telemetry.say(_greeting(config, platform, trainee, first_step))
+        _steps(config, trainee, dataset, first_step, platform, telemetry)
+        telemetry.close()
+
+
+def _steps(
+    config: RunConfig,
+    trainee: Trainee,
+    dataset: StepBatches,
+    first_step: int,
+    platform: Platform,
+    telemetry: Telemetry,
+) -> None:
+    started, tokens = time.monotonic(), 0
+    for step, batches in enumerate(batches_from(dataset, first_step, config.data.num_workers), first_step + 1):
+        result = train_step(trainee, batches, platform.device())
+        tokens += sum(batch.num_tokens for batch in batches) * state.data_ranks()
+        last = step == config.train.steps
+        if step % config.train.log_every == 0 or last:
+            telemetry.log(step, _metrics(result, tokens / (time.monotonic() - started)))
+            started, tokens = time.monotonic(), 0
+        if step % config.checkpoint.save_every == 0 or last:
+            store.save(config.run_dir, step, trainee.model, trainee.optimizer)
+
+
+def _metrics(result: StepResult, tokens_per_second: float) -> dict[str, float]:
+    return {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        "trained_tokens": result.trained_tokens,
+        "tokens_per_second": round(tokens_per_second),
+    }
+
+
+def _greeting(config: RunConfig, platform: Platform, trainee: Trainee, first_step: int) -> str:
+    parallel = config.parallel
+    layout = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {state.data_ranks()}"
+    trained = ", ".join(f"{module} {count:,}" for module, count in trainee.num_trained.items())
+    start = f"resuming at step {first_step}" if first_step else f"weights from {config.init_from or 'seed'}"
+    return (
+        f"{config.recipe} on {platform.describe()}; {dist.get_world_size()} ranks: {layout}; {start}\n"
+        f"trained parameters on this rank: {trained}"
+    )

@@ -1,0 +1,88 @@
+"""One optimizer step over the micro-batches of a rank, on Megatron-Core's schedules."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_mm.data.loader import Batch
+from megatron_mm.models.vlm import Pictures
+from megatron_mm.parallel import state
+from megatron_mm.train.assemble import Trainee
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: mean cross-entropy over the trained tokens of the global batch, in nats.
+        grad_norm: global gradient norm before clipping.
+        lr: learning rate of the step.
+        trained_tokens: of the global batch.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    trained_tokens: int
+
+
+def train_step(trainee: Trainee, batches: list[Batch], device: torch.device) -> StepResult:
+    """Forward, backward, update.
+
+    Args:
+        trainee: what learns.
+        batches: this rank's micro-batches of the step.
+        device: of this rank.
+    """
+    trainee.ddp.zero_grad_buffer()
+    trainee.optimizer.zero_grad()
+    totals = forward_backward(trainee, batches, device)
+    trainee.scheduler.step(1)
+    _, grad_norm, _ = trainee.optimizer.step()
+    loss_sum, num_tokens = totals.tolist()
+    lr = max(group["lr"] for group in trainee.optimizer.param_groups)
+    return StepResult(loss_sum / num_tokens, float(grad_norm or 0.0), lr, int(num_tokens))
+
+
+def forward_backward(trainee: Trainee, batches: list[Batch], device: torch.device) -> Tensor:
+    """Accumulate gradients of the mean loss over the global batch's trained tokens.
+
+    Returns:
+        [2]: sum of the loss and number of trained tokens over the global batch, on every rank.
+    """
+    results = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, device=device),
+        data_iterator=iter(batches),
+        model=[trainee.ddp],
+        num_microbatches=len(batches),
+        # Only a shape for pipeline buffers, which variable_seq_lengths exchanges for the real one.
+        seq_length=batches[0].ids.shape[1],
+        micro_batch_size=batches[0].ids.shape[0],
+    )
+    totals = torch.stack(results).sum(0) if results else torch.zeros(2, device=device)
+    return state.sum_over_data(state.broadcast_from_last_stage(totals))
+
+
+def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device):
+    batch = next(batches)
+    pictures = None
+    if batch.tiles is not None:
+        pictures = Pictures(batch.tiles.to(device), batch.order.to(device))
+    losses = model(batch.ids.to(device), pictures, batch.labels.to(device))
+    return losses, partial(_masked_sum, trained=batch.trained.to(device))
+
+
+def _masked_sum(losses: Tensor, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over trained tokens; Megatron-Core divides the gradients by their number over all ranks.
+
+    Args:
+        losses: [B, S].
+        trained: [B, S].
+    """
+    loss_sum, num_tokens = (losses.float() * trained).sum(), trained.sum()
+    return loss_sum, num_tokens.to(torch.int), torch.stack([loss_sum.detach(), num_tokens])
