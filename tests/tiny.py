@@ -1,0 +1,91 @@
+"""Tiny models with random weights, on both sides: our config, and transformers' reference classes."""
+
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+from megatron_mm.config.load import load_config
+from megatron_mm.config.schema import RunConfig
+
+IMAGE_TOKEN = 5
+
+
+def tiny_config(**overrides: Any) -> RunConfig:
+    """A config of the miniature model with short runs; overrides are given as a__b=value."""
+    values = {"recipe": "tiny", "run_dir": "unused", "precision": "fp32", "train.steps": 4, "train.global_batch": 4}
+    values |= {"train.micro_batch": 1, "optim.lr": 1e-3, "optim.warmup_steps": 0, "model.language.vocab_size": 128}
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_config("mini/language", overrides=[f"{key}={value}" for key, value in values.items()])
+
+
+def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionModel, Qwen3ForCausalLM]:
+    """transformers' classes of the same shape, every parameter moved off its trivial initial value."""
+    torch.manual_seed(seed)
+    vision, language = config.model.vision, config.model.language
+    siglip = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.ffn_hidden_size,
+            num_hidden_layers=vision.num_layers,
+            num_attention_heads=vision.num_heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            layer_norm_eps=vision.norm_eps,
+            vision_use_head=False,
+        )
+    )
+    qwen = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=language.vocab_size,
+            hidden_size=language.hidden_size,
+            intermediate_size=language.ffn_hidden_size,
+            num_hidden_layers=language.num_layers,
+            num_attention_heads=language.num_heads,
+            num_key_value_heads=language.num_kv_heads,
+            head_dim=language.head_dim,
+            max_position_embeddings=language.max_positions,
+            rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
+            tie_word_embeddings=language.tied_embeddings,
+            rms_norm_eps=language.norm_eps,
+        )
+    )
+    for model in (siglip, qwen):
+        model.float().eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return siglip, qwen
+
+
+def random_projector(config: RunConfig, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Projector and newline under R-4B's names."""
+    generator = torch.Generator().manual_seed(seed)
+    wide, narrow = config.model.language.hidden_size, config.model.vision.hidden_size
+    shapes = {
+        "pre_norm.weight": (narrow,),
+        "pre_norm.bias": (narrow,),
+        "linear_1.weight": (wide, narrow),
+        "linear_1.bias": (wide,),
+        "linear_2.weight": (wide, wide),
+        "linear_2.bias": (wide,),
+    }
+    tensors = {
+        f"model.multi_modal_projector.{name}": torch.randn(shape, generator=generator) * 0.2
+        for name, shape in shapes.items()
+    }
+    return {**tensors, "model.image_newline": torch.randn(wide, generator=generator) * 0.2}
+
+
+def r4b_tensors(config: RunConfig, siglip: SiglipVisionModel, qwen: Qwen3ForCausalLM) -> dict[str, torch.Tensor]:
+    """The reference models' weights, with a random projector, under R-4B's names."""
+    tensors = random_projector(config)
+    for name, tensor in siglip.state_dict().items():
+        name = name.removeprefix("vision_model.")
+        if not name.startswith("post_layernorm"):
+            tensors[f"model.vision_tower.vision_model.{name}"] = tensor.clone()
+    for name, tensor in qwen.state_dict().items():
+        if name.startswith("model."):
+            tensors[f"model.language_model.{name.removeprefix('model.')}"] = tensor.clone()
+        elif not config.model.language.tied_embeddings:
+            tensors[name] = tensor.clone()
+    return tensors
