@@ -109,7 +109,7 @@ def _data_digits(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from megatron_mm.weights.export import export_run
+    from megatron_mm.convert import export_run
 
     export_run(options.run_dir, options.directory)
     return 0
@@ -118,9 +118,7 @@ def _export(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from megatron_mm.evaluate.heldout import evaluate_heldout
 
-    evaluate_heldout(
-        options.model, options.data, options.report, options.questions, options.max_tokens, options.dtype
-    )
+    evaluate_heldout(options.model, options.data, options.report, options.questions, options.max_tokens, options.dtype)
     return 0
 
 

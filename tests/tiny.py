@@ -32,7 +32,7 @@ def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionMode
             image_size=vision.image_size,
             patch_size=vision.patch_size,
             layer_norm_eps=vision.norm_eps,
-            vision_use_head=False,
+            **{"vision_use_head": False},
         )
     )
     qwen = Qwen3ForCausalLM(

@@ -6,6 +6,7 @@ into tiles; a whole-picture tile comes first. Of the grid's features, those that
 learned `image_newline` closes each row.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,46 @@ from megatron_mm.config.schema import ModelConfig
 PIXEL_MEAN = 0.5
 PIXEL_STD = 0.5
 NEWLINE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TileRules:
+    """How a model wants pictures cut.
+
+    Attributes:
+        grids: allowed (rows, columns) of tiles.
+        tile_size: side of a tile in pixels.
+        patches_per_side: patches along one side of a tile.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    tile_size: int
+    patches_per_side: int
+
+    @classmethod
+    def of_model(cls, model: ModelConfig) -> "TileRules":
+        """From a training config."""
+        return cls(model.tile_grids, model.vision.image_size, model.vision.patches_per_side)
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> "TileRules":
+        """From the config.json of an exported model.
+
+        Raises:
+            InputError: there is none, or it is not of a model of this kind.
+        """
+        path = directory / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
+            grids = tuple((height // side, width // side) for height, width in config["image_grid_pinpoints"])
+        except FileNotFoundError:
+            raise InputError(
+                f"no model in {directory} (config.json is missing); make it with `megatron-mm export`"
+            ) from None
+        except (json.JSONDecodeError, KeyError) as error:
+            raise InputError(f"{path} is not of an R-4B model: {error!r}") from None
+        return cls(grids, side, side // patch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +99,21 @@ class Tiling:
         return self.patches_per_side**2 + kept
 
 
-def tiling(width: int, height: int, model: ModelConfig) -> Tiling:
+@lru_cache(maxsize=65536)
+def tiling(width: int, height: int, rules: TileRules) -> Tiling:
     """Choose the grid of a picture of `width` x `height` pixels.
 
     The grid keeps as many of the picture's pixels as possible, and of equals the one with the least padding.
     """
-    return _tiling(width, height, model.tile_grids, model.vision.image_size, model.vision.patches_per_side)
+    side, patches = rules.tile_size, rules.patches_per_side
 
-
-@lru_cache(maxsize=65536)
-def _tiling(width: int, height: int, grids: tuple[tuple[int, int], ...], side: int, patches: int) -> Tiling:
     def kept_and_waste(grid: tuple[int, int]) -> tuple[int, int]:
         grid_height, grid_width = grid[0] * side, grid[1] * side
         scale = min(grid_width / width, grid_height / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - grid_height * grid_width
 
-    rows, columns = max(grids, key=kept_and_waste)
+    rows, columns = max(rules.grids, key=kept_and_waste)
     grid_width, grid_height = columns * side, rows * side
     # The longer side fills the grid; the other is rounded up and cannot pass the border.
     if grid_width / width < grid_height / height:

@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from megatron_mm.chat import modes
-from megatron_mm.chat.images import Tiling, tiles_of, tiling
+from megatron_mm.chat.images import TileRules, Tiling, tiles_of, tiling
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.tokenizer import IMAGE, TURN_END, TURN_START, ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.config.schema import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +67,9 @@ class Sample:
     tilings: tuple[Tiling, ...]
 
 
-def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, model: ModelConfig) -> Prompt:
+def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, rules: TileRules) -> Prompt:
     """Ids up to and including the mode's trigger."""
-    tilings = tuple(tiling(*picture.size, model) for picture in question.pictures)
+    tilings = tuple(tiling(*picture.size, rules) for picture in question.pictures)
     writer = _Writer(tokenizer)
     _write_question(writer, question, tilings)
     writer.control(modes.THINK)
@@ -81,10 +80,10 @@ def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, mode
     ids = writer.ids()
     image = tokenizer.control(IMAGE)
     collapsed = np.array(_collapse(ids.tolist(), image, tilings), np.int64)
-    return Prompt(ids, collapsed, _tiles(question, tilings, model), tilings)
+    return Prompt(ids, collapsed, _tiles(question, tilings, rules), tilings)
 
 
-def render_sample(question: Question, response: Response, tokenizer: ChatTokenizer, model: ModelConfig) -> Sample:
+def render_sample(question: Question, response: Response, tokenizer: ChatTokenizer, rules: TileRules) -> Sample:
     """Ids and loss mask of a whole turn.
 
     Trained is the response without `<think>` and, in a non-thinking one, without the whole empty thought, so that
@@ -97,7 +96,7 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
     reasoning = None if response.reasoning is None else response.reasoning.strip()
     if not answer or reasoning == "":
         raise InputError(f"question {question.text!r} has an empty {'answer' if not answer else 'reasoning'}")
-    tilings = tuple(tiling(*picture.size, model) for picture in question.pictures)
+    tilings = tuple(tiling(*picture.size, rules) for picture in question.pictures)
     writer = _Writer(tokenizer)
     _write_question(writer, question, tilings)
     writer.control(modes.THINK)
@@ -118,7 +117,7 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
         writer.text(modes.AFTER_THINK)
     writer.text(answer)
     writer.control(TURN_END)
-    return Sample(writer.ids(), writer.mask(), _tiles(question, tilings, model), tilings)
+    return Sample(writer.ids(), writer.mask(), _tiles(question, tilings, rules), tilings)
 
 
 class _Writer:
@@ -177,7 +176,7 @@ def _collapse(ids: list[int], image: int, tilings: tuple[Tiling, ...]) -> list[i
     return collapsed
 
 
-def _tiles(question: Question, tilings: tuple[Tiling, ...], model: ModelConfig) -> np.ndarray:
-    side = model.vision.image_size
+def _tiles(question: Question, tilings: tuple[Tiling, ...], rules: TileRules) -> np.ndarray:
+    side = rules.tile_size
     parts = [tiles_of(picture, grid) for picture, grid in zip(question.pictures, tilings, strict=True)]
     return np.concatenate(parts) if parts else np.zeros((0, side, side, 3), np.uint8)

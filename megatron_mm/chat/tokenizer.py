@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_mm.chat import modes
 from megatron_mm.config.errors import InputError
@@ -27,7 +27,9 @@ class ChatTokenizer:
         if not (directory / "tokenizer.json").is_file():
             raise InputError(f"no tokenizer.json in {directory}; give the directory of a Qwen3-style tokenizer")
         self.directory = directory
-        self.hf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+        hf = AutoTokenizer.from_pretrained(directory)
+        assert isinstance(hf, PreTrainedTokenizerFast)
+        self.hf = hf
         added = self.hf.get_added_vocab()
         missing = [token for token in CONTROL_TOKENS if token not in added]
         if missing:
@@ -55,7 +57,7 @@ class ChatTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, control tokens included."""
-        return self.hf.decode(ids, skip_special_tokens=False)
+        return self.hf.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def _check_mode_tokens(self) -> None:
         for name, text in (("thinking", modes.THOUGHT_START), ("non-thinking", modes.EMPTY_THOUGHT)):

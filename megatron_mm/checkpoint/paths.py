@@ -1,7 +1,7 @@
 """Where a run's checkpoints lie. Without Megatron-Core, so that a launcher can look before it starts ranks.
 
-    RUN/checkpoints/step_00000500/    Megatron-Core's torch_dist files; complete as soon as it has this name
-    RUN/checkpoints/latest            name of the newest complete one, written last
+RUN/checkpoints/step_00000500/    Megatron-Core's torch_dist files; complete as soon as it has this name
+RUN/checkpoints/latest            name of the newest complete one, written last
 """
 
 from pathlib import Path

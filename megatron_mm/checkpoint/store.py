@@ -76,11 +76,10 @@ def resume(path: Path, model: VisionLanguageModel, optimizer: MegatronOptimizer)
 @torch.no_grad()
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     try:
-        loaded, missing, unexpected = dist_checkpointing.load(
-            state, str(checkpoint), strict=StrictHandling.RETURN_ALL
-        )
+        loaded, missing, unexpected = dist_checkpointing.load(state, str(checkpoint), strict=StrictHandling.RETURN_ALL)
     except (CheckpointingException, KeyError, ValueError, OSError) as error:
         raise InputError(f"checkpoint {checkpoint} does not fit this model or is damaged: {error}") from error
+    assert isinstance(loaded, dict)
     left_over = [key for key in missing if "optimizer" in state or not key.startswith("optimizer.")]
     if left_over or unexpected:
         raise InputError(

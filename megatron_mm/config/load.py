@@ -5,6 +5,7 @@ model.vision or model.language is read last and filled in under the keys given. 
 at once, each with its path, the value seen and the fix.
 """
 
+import contextlib
 import difflib
 import types
 import typing
@@ -91,13 +92,12 @@ def _override_tree(override: str) -> Tree:
     except yaml.YAMLError as error:
         raise InputError(f"override {override!r}: the value is not YAML: {error}") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
+    tree: Any = value
     for key in reversed(path.split(".")):
-        value = {key: value}
-    return value
+        tree = {key: tree}
+    return tree
 
 
 def _merge(under: Tree, over: Mapping[str, Any]) -> Tree:
@@ -105,17 +105,18 @@ def _merge(under: Tree, over: Mapping[str, Any]) -> Tree:
     merged = dict(under)
     for key, value in over.items():
         old = merged.get(key)
-        whole = key == "blend" or not isinstance(value, Mapping) or not isinstance(old, Mapping)
-        merged[key] = value if whole else _merge(dict(old), value)
+        if key != "blend" and isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = _merge(dict(old), value)
+        merged[key] = value
     return merged
 
 
 def _fill_preset(tree: Tree, part: str) -> None:
     model = tree.get("model")
     section = model.get(part) if isinstance(model, dict) else None
-    name = section.get("preset") if isinstance(section, dict) else None
-    if name is None:
+    if not isinstance(model, dict) or not isinstance(section, dict) or section.get("preset") is None:
         return
+    name = section["preset"]
     path = PRESETS / part / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.yaml"))

@@ -23,14 +23,16 @@ class Section(BaseModel):
 class VisionConfig(Section):
     """A SigLIP or SigLIP2 ViT of fixed tile size, used without its pooling head and final LayerNorm."""
 
-    preset: str | None = Field(None, description="name of a file in megatron_mm/presets/vision; other keys override it")
+    preset: str | None = Field(
+        default=None, description="name of a file in megatron_mm/presets/vision; other keys override it"
+    )
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     num_heads: int = Field(gt=0)
     ffn_hidden_size: int = Field(gt=0)
     image_size: int = Field(gt=0, description="side of a tile in pixels")
     patch_size: int = Field(gt=0, description="side of a patch in pixels")
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
 
     @property
     def patches_per_side(self) -> int:
@@ -46,14 +48,14 @@ class VisionConfig(Section):
 class ProjectorConfig(Section):
     """LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it."""
 
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
 
 
 class LanguageConfig(Section):
     """A dense Qwen3."""
 
     preset: str | None = Field(
-        None, description="name of a file in megatron_mm/presets/language; other keys override it"
+        default=None, description="name of a file in megatron_mm/presets/language; other keys override it"
     )
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -63,10 +65,10 @@ class LanguageConfig(Section):
     ffn_hidden_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0, description="rows of the embedding, at least the tokenizer's size")
     max_positions: int = Field(gt=0)
-    rope_theta: float = Field(1e6, gt=0)
-    norm_eps: float = Field(1e-6, gt=0)
+    rope_theta: float = Field(default=1e6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
     tied_embeddings: bool = True
-    init_std: float = Field(0.02, gt=0, description="standard deviation of freshly made weights")
+    init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
 
 
 class ModelConfig(Section):
@@ -76,7 +78,7 @@ class ModelConfig(Section):
     projector: ProjectorConfig = ProjectorConfig()
     language: LanguageConfig
     tile_grids: tuple[tuple[int, int], ...] = Field(
-        ((1, 1),), min_length=1, description="allowed any-res grids as (rows, columns) of tiles"
+        default=((1, 1),), min_length=1, description="allowed any-res grids as (rows, columns) of tiles"
     )
 
     @model_validator(mode="after")
@@ -92,13 +94,13 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """A prepared data set and how its parts are mixed."""
 
-    path: Path | None = Field(None, description="directory written by `megatron-mm data`")
+    path: Path | None = Field(default=None, description="directory written by `megatron-mm data`")
     blend: dict[str, float] = Field(
         default_factory=dict, description="weight of each part 'source/mode', for example {'easy/thinking': 1}"
     )
-    text_only: bool = Field(False, description="put the picture's caption where the picture would stand")
-    max_sequence_tokens: int = Field(1024, gt=1, description="longest sample; a longer one is refused by name")
-    num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 reads in the training process")
+    text_only: bool = Field(default=False, description="put the picture's caption where the picture would stand")
+    max_sequence_tokens: int = Field(default=1024, gt=1, description="longest sample; a longer one is refused by name")
+    num_workers: int = Field(default=0, ge=0, description="loader processes a rank; 0 reads in the training process")
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> "DataConfig":
@@ -111,9 +113,9 @@ class DataConfig(Section):
 class ParallelConfig(Section):
     """Degrees of parallelism; the data-parallel degree is what is left of the ranks."""
 
-    tensor: int = Field(1, gt=0)
-    pipeline: int = Field(1, gt=0)
-    sequence: bool = Field(False, description="Megatron's sequence parallelism in the tensor-parallel group")
+    tensor: int = Field(default=1, gt=0)
+    pipeline: int = Field(default=1, gt=0)
+    sequence: bool = Field(default=False, description="Megatron's sequence parallelism in the tensor-parallel group")
 
     @property
     def model_ranks(self) -> int:
@@ -127,28 +129,30 @@ class TrainConfig(Section):
     steps: int = Field(gt=0)
     global_batch: int = Field(gt=0, description="samples of one optimizer step over all ranks")
     micro_batch: int = Field(gt=0, description="samples of one forward pass on one data-parallel rank")
-    trained: tuple[Module, ...] = Field(MODULES, min_length=1, description="modules that learn; others stay frozen")
-    log_every: int = Field(10, gt=0)
+    trained: tuple[Module, ...] = Field(
+        default=MODULES, min_length=1, description="modules that learn; others stay frozen"
+    )
+    log_every: int = Field(default=10, gt=0)
 
 
 class OptimConfig(Section):
     """AdamW and its learning-rate schedule."""
 
     lr: float = Field(gt=0)
-    min_lr: float = Field(0.0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     # The papers name neither betas, decay nor clipping: these four are our defaults (recipes: R-4B 1.4).
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and norms")
-    clip_grad: float = Field(1.0, gt=0, description="bound on the global gradient norm")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.05, ge=0, description="not applied to biases and norms")
+    clip_grad: float = Field(default=1.0, gt=0, description="bound on the global gradient norm")
 
 
 class CheckpointConfig(Section):
     """When to save, besides the end of the run."""
 
-    save_every: int = Field(500, gt=0, description="steps between checkpoints")
+    save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
 
 
 class TelemetryConfig(Section):
@@ -164,10 +168,10 @@ class RunConfig(Section):
 
     recipe: str = Field(description="name of the recipe that this config came from")
     run_dir: Path = Field(description="directory that takes everything the run writes")
-    init_from: Path | None = Field(None, description="run directory, or checkpoint in it, to take weights from")
+    init_from: Path | None = Field(default=None, description="run directory, or checkpoint in it, to take weights from")
     platform: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     model: ModelConfig
     data: DataConfig = DataConfig()
     parallel: ParallelConfig = ParallelConfig()

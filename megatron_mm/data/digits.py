@@ -11,6 +11,7 @@ Easy and hard ones come in two modes. Train and held-out pictures are made of di
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,7 @@ def prepare_digits(directory: Path, num_train: int, num_heldout: int, seed: int)
     """
     from sklearn.datasets import load_digits  # an extra: only this data set needs it
 
-    scans = load_digits()
+    scans: Any = load_digits()
     # Which scans are held out does not depend on the seed: no data set may train on another's held-out scans.
     order = np.random.default_rng(1797).permutation(len(scans.target))
     pictures = [_enlarged(scans.images[scan]) for scan in order]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from megatron_mm.chat.images import NEWLINE, feature_order, pixel_values
+from megatron_mm.chat.images import NEWLINE, TileRules, feature_order, pixel_values
 from megatron_mm.chat.render import Question, Response, Sample, render_sample
 from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
 from megatron_mm.config.errors import InputError
@@ -56,7 +56,9 @@ def collate(samples: list[Sample], pad: int, patches_per_tile: int, divisor: int
         trained[row, :length] = sample.trained[1:]
         for grid in sample.tilings:
             order = feature_order(grid)
-            orders.append(np.where(order == NEWLINE, num_tiles * patches_per_tile, order + first_tile * patches_per_tile))
+            orders.append(
+                np.where(order == NEWLINE, num_tiles * patches_per_tile, order + first_tile * patches_per_tile)
+            )
             first_tile += grid.num_tiles
     tiles = np.concatenate([sample.tiles for sample in samples])
     return Batch(
@@ -91,6 +93,7 @@ class StepBatches(Dataset[list[Batch]]):
         parts = {part: self._data.rows_of(part) for part in config.data.blend}
         self._plan = Plan(parts, config.data.blend, config.seed, config.train.global_batch)
         self._pad = tokenizer.control(PAD)
+        self._rules = TileRules.of_model(config.model)
 
     def __len__(self) -> int:
         return self._config.train.steps
@@ -113,7 +116,7 @@ class StepBatches(Dataset[list[Batch]]):
             question = Question(f"{record.caption}\n{turn.question}")
         else:
             question = Question(turn.question, (record.picture,))
-        sample = render_sample(question, Response(turn.answer, turn.reasoning), self._tokenizer, self._config.model)
+        sample = render_sample(question, Response(turn.answer, turn.reasoning), self._tokenizer, self._rules)
         limit = self._config.data.max_sequence_tokens
         if len(sample.ids) > limit:
             raise InputError(

@@ -17,7 +17,7 @@ def freeze_all_but(model: VisionLanguageModel, trained: Iterable[str]) -> dict[s
         Trained parameters of each module on this rank.
     """
     trained = set(trained)
-    counts = dict.fromkeys(MODULES, 0)
+    counts: dict[str, int] = dict.fromkeys(MODULES, 0)
     for module in MODULES:
         for part in _PARTS[module]:
             child = getattr(model, part)

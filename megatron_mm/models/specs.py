@@ -57,6 +57,8 @@ def block_spec(config: TransformerConfig, backend: str, *, causal: bool, stage: 
         stage: rank in the pipeline.
     """
     use = parts(backend)
+    # Functions where Megatron-Core's types ask for modules.
+    add_residual: Any = get_bias_dropout_add
     qk_norm = use.norm if config.qk_layernorm else IdentityOp
     layer = ModuleSpec(
         module=TransformerLayer,
@@ -73,10 +75,10 @@ def block_spec(config: TransformerConfig, backend: str, *, causal: bool, stage: 
                     k_layernorm=qk_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=add_residual,
             pre_mlp_layernorm=use.norm,
             mlp=ModuleSpec(module=MLP, submodules=use.mlp),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=add_residual,
         ),
     )
     num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)

@@ -1,4 +1,4 @@
-"""The SigLIP ViT: patches, learned positions, pre-norm layers; no pooling head and no final norm (R-4B, vLLM rvl.py)."""
+"""The SigLIP ViT: patches, learned positions, pre-norm layers; no pooling head, no final norm (R-4B, vLLM rvl.py)."""
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class VisionModel(MegatronModule):
         self.position_embedding = torch.nn.Embedding(
             vision.patches_per_tile, config.hidden_size, dtype=config.params_dtype
         )
-        # SigLIP's own initialisation: positions 1/sqrt(width), patches LeCun-normal (transformers' SiglipPreTrainedModel).
+        # As transformers' SiglipPreTrainedModel: positions 1/sqrt(width), patches LeCun-normal.
         torch.nn.init.normal_(self.position_embedding.weight, std=config.hidden_size**-0.5)
         torch.nn.init.trunc_normal_(self.patch_embedding.weight, std=patch_values**-0.5)
         torch.nn.init.zeros_(self.patch_embedding.bias)

@@ -99,3 +99,10 @@ class VisionLanguageModel(MegatronModule):
         if self.config.sequence_parallel:
             embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.groups.tp)
         return embeddings
+
+
+def build_model(
+    config: RunConfig, platform: Platform, groups: ProcessGroupCollection, image_token: int
+) -> VisionLanguageModel:
+    """This rank's part of the model, with fresh weights, on its device."""
+    return VisionLanguageModel(config, platform, groups, image_token).to(platform.device())

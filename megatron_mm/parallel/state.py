@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,8 +91,8 @@ def reports_loss() -> bool:
 
 def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:
     """`value` of the last pipeline stage, on every stage."""
-    group = parallel_state.get_pipeline_model_parallel_group()
-    if group.size() > 1:
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        group: Any = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(value, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
     return value
 

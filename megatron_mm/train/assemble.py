@@ -1,4 +1,4 @@
-"""Config -> model, DDP, optimizer."""
+"""Model -> DDP, optimizer, schedule."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,6 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.models.freeze import freeze_all_but
 from megatron_mm.models.megatron_config import DTYPES
 from megatron_mm.models.vlm import VisionLanguageModel
-from megatron_mm.parallel.platform import Platform
 
 
 @dataclass(slots=True)
@@ -32,16 +31,7 @@ class Trainee:
     num_trained: dict[str, int]
 
 
-def build_model(
-    config: RunConfig, platform: Platform, groups: ProcessGroupCollection, image_token: int
-) -> VisionLanguageModel:
-    """The bare model of this rank, with fresh weights, on its device."""
-    return VisionLanguageModel(config, platform, groups, image_token).to(platform.device())
-
-
-def build_trainee(
-    config: RunConfig, model: VisionLanguageModel, groups: ProcessGroupCollection
-) -> Trainee:
+def build_trainee(config: RunConfig, model: VisionLanguageModel, groups: ProcessGroupCollection) -> Trainee:
     """Wrap a model, whose weights are already in place, for training.
 
     The optimizer copies fp32 master weights when it is made, so weights loaded later would be lost.

@@ -9,11 +9,12 @@ from megatron_mm.checkpoint import paths, store
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.loader import StepBatches, batches_from
 from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform, get_platform
 from megatron_mm.telemetry.run import Telemetry
+from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.check import check_inputs
-from megatron_mm.train.assemble import Trainee, build_model, build_trainee
 from megatron_mm.train.step import StepResult, train_step
 
 

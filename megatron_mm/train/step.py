@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -43,7 +44,8 @@ def train_step(trainee: Trainee, batches: list[Batch], device: torch.device) -> 
     trainee.optimizer.zero_grad()
     totals = forward_backward(trainee, batches, device)
     trainee.scheduler.step(1)
-    _, grad_norm, _ = trainee.optimizer.step()
+    update: Any = trainee.optimizer.step()
+    _, grad_norm, _ = update
     loss_sum, num_tokens = totals.tolist()
     lr = max(group["lr"] for group in trainee.optimizer.param_groups)
     return StepResult(loss_sum / num_tokens, float(grad_norm or 0.0), lr, int(num_tokens))

@@ -1,6 +1,7 @@
 """The table run over a live, sharded model, both ways. One parameter is whole at a time."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,8 @@ from megatron_mm.weights.mapping import Rule
 
 def parameters_by_name(model: VisionLanguageModel) -> dict[str, Tensor]:
     """This rank's parameters, layers numbered over the whole model instead of this stage."""
-    first_layer = model.language.decoder.layers[0].layer_number - 1
+    first: Any = model.language.decoder.layers[0]
+    first_layer = first.layer_number - 1
     prefix = "language.decoder.layers."
     named = {}
     for name, parameter in model.named_parameters():
@@ -62,9 +64,7 @@ def from_hf(model: VisionLanguageModel, table: list[Rule], tensors: Mapping[str,
         # The last stage's own copy of the tied embedding.
         (embedding,) = (rule for rule in table if rule.megatron == "language.embedding.word_embeddings.weight")
         whole = tensors[embedding.hf[0]]
-        parameters["language.output_layer.weight"].copy_(
-            embedding.shard(whole, groups.tp.rank(), groups.tp.size())
-        )
+        parameters["language.output_layer.weight"].copy_(embedding.shard(whole, groups.tp.rank(), groups.tp.size()))
 
 
 def _owning_stages(parameters: Mapping[str, Tensor], groups: ProcessGroupCollection) -> dict[str, int]:

@@ -65,9 +65,7 @@ def language_table(language: LanguageConfig) -> list[Rule]:
         qkv = tuple(f"{attention}{name}_proj.weight" for name in "qkv")
         rules += [
             Rule(f"{ours}input_layernorm.weight", (f"{theirs}input_layernorm.weight",)),
-            FusedQkv(
-                f"{ours}self_attention.linear_qkv.weight", qkv, 0, language.num_kv_heads, language.head_dim
-            ),
+            FusedQkv(f"{ours}self_attention.linear_qkv.weight", qkv, 0, language.num_kv_heads, language.head_dim),
             Rule(f"{ours}self_attention.q_layernorm.weight", (f"{attention}q_norm.weight",)),
             Rule(f"{ours}self_attention.k_layernorm.weight", (f"{attention}k_norm.weight",)),
             Rule(f"{ours}self_attention.linear_proj.weight", (f"{attention}o_proj.weight",), 1),

@@ -13,10 +13,10 @@ from megatron_mm.config.schema import ParallelConfig, RunConfig
 from megatron_mm.data.digits import prepare_digits
 from megatron_mm.data.loader import StepBatches
 from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.models.vlm import VisionLanguageModel
+from megatron_mm.models.vlm import VisionLanguageModel, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
-from megatron_mm.train.assemble import build_model, build_trainee
+from megatron_mm.train.assemble import build_trainee
 from megatron_mm.train.step import forward_backward, train_step
 from megatron_mm.weights.stream import from_hf, to_hf
 from megatron_mm.weights.tables import model_table
@@ -115,9 +115,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_layout_gives_the_loss_of_a_single_process(digits: Path) -> None:
-    blend = "{digits/easy/thinking: 1, digits/hard/thinking: 1, digits/hard/non_thinking: 1, digits/caption/non_thinking: 1}"
+    parts = ("easy/thinking", "hard/thinking", "hard/non_thinking", "caption/non_thinking")
+    blend = "{" + ", ".join(f"digits/{part}: 1" for part in parts) + "}"
     base = {"data__path": digits, "data__blend": blend, "data__text_only": "false", "train__micro_batch": 2}
-    base |= {"model__language__vocab_size": 384, "train__global_batch": 8, "train__trained": "[vision,projector,language]"}
+    base |= {
+        "model__language__vocab_size": 384,
+        "train__global_batch": 8,
+        "train__trained": "[vision,projector,language]",
+    }
     layouts = {
         "TP 2": ParallelConfig(tensor=2),
         "TP 2 + SP": ParallelConfig(tensor=2, sequence=True),

@@ -88,7 +88,7 @@ class FusedAdam(torch.optim.Optimizer):
                 self.state[param]["exp_avg"] = torch.zeros_like(param, dtype=torch.float32)
                 self.state[param]["exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
         (beta1, beta2), lr = group["betas"], group["lr"]
-        grads = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         means = [self.state[param]["exp_avg"] for param in params]
         squares = [self.state[param]["exp_avg_sq"] for param in params]
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])

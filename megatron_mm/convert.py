@@ -1,0 +1,35 @@
+"""From a run's checkpoint to a Hugging Face directory."""
+
+from pathlib import Path
+
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.checkpoint.paths import find
+from megatron_mm.checkpoint.store import load_weights
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.load import load_config
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.vlm import build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.weights.export import write_directory
+from megatron_mm.weights.stream import to_hf
+from megatron_mm.weights.tables import model_table
+
+
+def export_run(run_dir: Path, directory: Path) -> None:
+    """Write the newest checkpoint of a run, whatever layout trained it, in R-4B's layout.
+
+    Raises:
+        InputError: the run has no checkpoint or config, or the directory exists.
+    """
+    find(run_dir)
+    if directory.exists():
+        raise InputError(f"{directory} exists already; remove it or choose another directory")
+    config = load_config(str(run_dir / "config.yaml"), overrides=["parallel={tensor: 1, pipeline: 1, sequence: false}"])
+    assert config.data.path is not None
+    platform = get_platform(config.platform)
+    tokenizer = ChatTokenizer(config.data.path / TOKENIZER)
+    with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
+        model = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        load_weights(run_dir, model)
+        write_directory(directory, config.model, tokenizer, to_hf(model, model_table(config.model)))

@@ -1,0 +1,139 @@
+"""Held-out questions of a prepared data set, asked in every mode through vLLM, greedily."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_mm.chat import modes
+from megatron_mm.chat.images import TileRules
+from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Question, render_prompt
+from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.config.errors import InputError
+from megatron_mm.data.shards import PreparedData, Record
+from megatron_mm.generation.engine import Engine
+from megatron_mm.grading.answers import exact_match
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How one mode did on one source.
+
+    Attributes:
+        accuracy: share of answers equal to the reference.
+        mean_tokens: generated tokens a response, the end of turn included.
+        think_rate: share of responses with reasoning.
+        unfinished: share cut off by the limit of tokens.
+    """
+
+    source: str
+    mode: str
+    num_questions: int
+    accuracy: float
+    mean_tokens: float
+    think_rate: float
+    unfinished: float
+
+
+def evaluate_heldout(
+    model_directory: Path, data: Path, report: Path, num_questions: int, max_tokens: int, dtype: str
+) -> list[Score]:
+    """Ask `num_questions` of every source in every mode; print a table and write report and responses.
+
+    Args:
+        model_directory: made by `megatron-mm export`.
+        data: prepared data set with a held-out split.
+        report: JSON file of the scores; the responses go beside it, as .jsonl.
+        num_questions: of each source.
+        max_tokens: longest response.
+        dtype: that vLLM computes in.
+
+    Raises:
+        InputError: no model, no data, or the report cannot be written.
+    """
+    rules = TileRules.of_directory(model_directory)
+    questions = heldout_questions(PreparedData(data, "heldout"), num_questions)
+    tokenizer = ChatTokenizer(model_directory)
+    engine = Engine(model_directory, dtype)
+    scores, lines = [], []
+    for source, records in questions.items():
+        for mode in Mode:
+            prompts = [render_prompt(_question(record), mode, tokenizer, rules) for record in records]
+            completions = engine.generate(prompts, [[record.picture] for record in records], max_tokens=max_tokens)
+            responses = [modes.TRIGGERS[mode] + completion.text for completion in completions]
+            parsed = [modes.split_response(response) for response in responses]
+            right = [
+                exact_match(answer, record.turn.answer) for (_, answer), record in zip(parsed, records, strict=True)
+            ]
+            count = len(records)
+            scores.append(
+                Score(
+                    source,
+                    str(mode),
+                    count,
+                    sum(right) / count,
+                    sum(len(completion.ids) for completion in completions) / count,
+                    sum(reasoning is not None for reasoning, _ in parsed) / count,
+                    sum(not completion.finished for completion in completions) / count,
+                )
+            )
+            for record, response, is_right in zip(records, responses, right, strict=True):
+                turn = record.turn
+                line = {"source": source, "mode": str(mode), "picture": record.name, "question": turn.question}
+                lines.append({**line, "reference": turn.answer, "response": response, "right": is_right})
+    _write(report, scores, lines)
+    _print(scores)
+    return scores
+
+
+def heldout_questions(data: PreparedData, num_questions: int) -> dict[str, list[Record]]:
+    """The first `num_questions` of every source, one a picture.
+
+    Raises:
+        InputError: a source has fewer.
+    """
+    found = {}
+    for part in sorted(set(data.parts.tolist())):
+        source, mode = part.rsplit("/", 1)
+        # Both modes of a question share picture and answer: one of them is asked, in every mode.
+        if mode != Mode.NON_THINKING:
+            continue
+        rows = data.rows_of(part)
+        if len(rows) < num_questions:
+            raise InputError(f"{data.directory} holds {len(rows)} held-out questions of {source}, not {num_questions}")
+        found[source] = [data.read(row) for row in rows[:num_questions]]
+    return found
+
+
+def _question(record: Record) -> Question:
+    return Question(record.turn.question, (record.picture,))
+
+
+def _write(report: Path, scores: list[Score], lines: list[dict[str, object]]) -> None:
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n", encoding="utf-8")
+        with report.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        raise InputError(f"report {report} cannot be written: {error.strerror}") from None
+
+
+def _print(scores: list[Score]) -> None:
+    table = Table(title="Held-out questions, answered by vLLM")
+    for name in ("source", "mode", "asked", "accuracy", "tokens", "thinking", "cut off"):
+        table.add_column(name, justify="left" if name in ("source", "mode") else "right")
+    for score in scores:
+        table.add_row(
+            score.source,
+            score.mode,
+            str(score.num_questions),
+            f"{score.accuracy:.1%}",
+            f"{score.mean_tokens:.1f}",
+            f"{score.think_rate:.0%}",
+            f"{score.unfinished:.0%}",
+        )
+    Console().print(table)

@@ -1,0 +1,129 @@
+"""vLLM in this process, fed with the ids and pictures of chat/render.py.
+
+Needs what vLLM 0.26 (GPU) and 0.32 (CPU) share. R-4B runs as vLLM's own RForConditionalGeneration.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from megatron_mm.chat.render import Prompt
+from megatron_mm.config.errors import InputError
+
+# Read by vLLM when it is imported or its engine is made.
+_VLLM_ENVIRONMENT = {
+    # The engine lives in this process, so that RL can reach its weights.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was generated for a prompt.
+
+    Attributes:
+        ids: the tokens sampled, the end of turn included where it was reached.
+        logprobs: log-probability of each under the model, in nats, before temperature and bans.
+        text: of the ids, control tokens included, end of turn not.
+        finished: false where the limit of tokens cut it off.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    text: str
+    finished: bool
+
+
+class Engine:
+    """A model directory, ready to generate.
+
+    Args:
+        directory: made by `megatron-mm export`.
+        dtype: "float32" or "bfloat16".
+        max_sequences: responses generated side by side.
+        seed: of sampling.
+
+    Raises:
+        InputError: the directory holds no model.
+    """
+
+    def __init__(self, directory: Path, dtype: str, max_sequences: int = 64, seed: int = 0) -> None:
+        if not (directory / "config.json").is_file():
+            raise InputError(f"no model in {directory} (config.json is missing); make it with `megatron-mm export`")
+        for name, value in _VLLM_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+        from vllm import LLM, ModelRegistry
+        from vllm.model_executor.models.rvl import RForConditionalGeneration
+
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        # By class: by name vLLM inspects it in a subprocess first, which takes seconds.
+        ModelRegistry.register_model("RForConditionalGeneration", RForConditionalGeneration)
+        self._llm = LLM(
+            str(directory),
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            max_num_seqs=max_sequences,
+            seed=seed,
+            enforce_eager=True,
+            limit_mm_per_prompt={"image": 8},
+            skip_mm_profiling=True,
+        )
+        self._image = self._llm.llm_engine.model_config.hf_config.image_token_index
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        pictures: Sequence[Sequence[Image.Image]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+    ) -> list[Completion]:
+        """Generate one response for each prompt.
+
+        Args:
+            prompts: rendered prompts.
+            pictures: the pictures of each.
+            max_tokens: longest response.
+            temperature: 0 is greedy.
+
+        Raises:
+            RuntimeError: vLLM expanded a prompt to other ids than ours: its processor and ours disagree.
+        """
+        from vllm import SamplingParams
+
+        # An image token in a response would be taken for a picture; nothing trains the model not to sample it.
+        sampling = SamplingParams(
+            temperature=temperature, max_tokens=max_tokens, logprobs=0, logit_bias={self._image: -100.0}
+        )
+        requests: list[Any] = []
+        for prompt, images in zip(prompts, pictures, strict=True):
+            request: dict[str, Any] = {"prompt_token_ids": prompt.collapsed_ids.tolist()}
+            if images:
+                request["multi_modal_data"] = {"image": list(images)}
+            requests.append(request)
+        outputs = self._llm.generate(requests, sampling, use_tqdm=False)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            if not np.array_equal(output.prompt_token_ids or [], prompt.ids):
+                raise RuntimeError(
+                    f"vLLM made {len(output.prompt_token_ids or [])} prompt tokens where we have {len(prompt.ids)}; "
+                    "the directory's processor does not tile pictures as chat/images.py does"
+                )
+        return [_completion(output.outputs[0]) for output in outputs]
+
+
+def _completion(output: Any) -> Completion:
+    ids = list(output.token_ids)
+    logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+    return Completion(ids, logprobs, output.text, output.finish_reason == "stop")

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sets the environment up and runs the checks and tests that need no GPU.
+#
+#   bash tests/run.sh                 style, types, layers, and all tests but the slow ones
+#   bash tests/run.sh --slow          the slow tests only
+#   bash tests/run.sh PYTEST_ARGS     tests only, passed on to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup_env.sh
+export PATH="$PWD/.venv/bin:$PATH"
+# Ranks share two cores: threads of their own would fight, and spinning ones would starve each other.
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
+
+if [ "${1:-}" = --slow ]; then
+    shift
+    exec python -m pytest -m "slow and not gpu" "$@"
+fi
+if [ $# -gt 0 ]; then exec python -m pytest "$@"; fi
+
+ruff check .
+ruff format --check .
+codespell
+lint-imports
+pyright
+python -m pytest -m "not slow and not gpu" --durations=10
