@@ -10,7 +10,7 @@ bash tools/setup_env.sh
 export PATH="$PWD/.venv/bin:$PATH"
 
 RUN=runs/quickstart
-PICTURES=(--train 20000 --heldout 400)
+PICTURES=(--train 12000 --heldout 400)
 QUESTIONS=200
 SHORT=()
 if [ "${1:-}" = --tiny ]; then

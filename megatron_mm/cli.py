@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="prepare a data set").add_subparsers(required=True, metavar="KIND")
     digits = data.add_parser("digits", help="the miniature one: handwritten digits and questions about them")
     digits.add_argument("directory", type=Path, help="where to write it; must not exist yet")
-    digits.add_argument("--train", type=int, default=20000, help="training pictures (default %(default)s)")
+    digits.add_argument("--train", type=int, default=12000, help="training pictures (default %(default)s)")
     digits.add_argument("--heldout", type=int, default=400, help="held-out pictures (default %(default)s)")
     digits.add_argument("--seed", type=int, default=0)
     digits.set_defaults(run=_data_digits)

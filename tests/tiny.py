@@ -23,6 +23,7 @@ def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionMode
     """transformers' classes of the same shape, every parameter moved off its trivial initial value."""
     torch.manual_seed(seed)
     vision, language = config.model.vision, config.model.language
+    no_pooling_head: dict[str, Any] = {"vision_use_head": False}
     siglip = SiglipVisionModel(
         SiglipVisionConfig(
             hidden_size=vision.hidden_size,
@@ -32,7 +33,7 @@ def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionMode
             image_size=vision.image_size,
             patch_size=vision.patch_size,
             layer_norm_eps=vision.norm_eps,
-            **{"vision_use_head": False},
+            **no_pooling_head,
         )
     )
     qwen = Qwen3ForCausalLM(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from megatron_mm.config.errors import InputError
@@ -163,8 +165,9 @@ def tiles_of(picture: Image.Image, grid: Tiling) -> np.ndarray:
     """
     side = grid.tile_size
     width, height = grid.columns * side, grid.rows * side
-    base = np.asarray(_resized(picture, (side, side)))[None]
-    inside = np.asarray(_resized(picture, grid.resized))
+    pixels = np.array(picture)
+    base = _resized(pixels, (side, side))[None]
+    inside = _resized(pixels, grid.resized)
     canvas = np.zeros((height, width, 3), np.uint8)
     y, x = (height - inside.shape[0]) // 2, (width - inside.shape[1]) // 2
     canvas[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
@@ -174,7 +177,8 @@ def tiles_of(picture: Image.Image, grid: Tiling) -> np.ndarray:
 
 def pixel_values(tiles: np.ndarray) -> np.ndarray:
     """Normalise tiles: uint8 [T, h, w, 3] -> float32 [T, 3, h, w]."""
-    values = (tiles.astype(np.float32) / 255.0 - PIXEL_MEAN) / PIXEL_STD
+    # The order of operations of transformers' image processors, which fold the division by 255 into mean and std.
+    values = (tiles.astype(np.float32) - np.float32(255 * PIXEL_MEAN)) / np.float32(255 * PIXEL_STD)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
@@ -197,5 +201,15 @@ def read_picture(source: Path | IO[bytes], name: str) -> Image.Image:
         raise InputError(f"picture {name} cannot be read: {error}; replace or remove it") from None
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3], bicubic with antialiasing.
+
+    By torch, not Pillow: this is what torchvision calls in the processor that vLLM loads whatever the directory asks
+    for, and the two differ by up to 13 of 255.
+    """
+    width, height = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+    resized = F.interpolate(planes, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].numpy().transpose(1, 2, 0)

@@ -87,7 +87,9 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
     """Ids and loss mask of a whole turn.
 
     Trained is the response without `<think>` and, in a non-thinking one, without the whole empty thought, so that
-    joint training does not teach the language model to stop thinking (R-4B, appendix B.2).
+    joint training does not teach the language model to stop thinking (R-4B, appendix B.2). The line break between
+    `</think>` and the answer is trained: the non-thinking trigger ends before it, and a model that never learned it
+    there sometimes goes on reasoning instead.
 
     Raises:
         InputError: the answer is empty, or the reasoning is given but empty.
@@ -103,9 +105,6 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
     if reasoning is None:
         writer.text(modes.EMPTY_THOUGHT)
         writer.control(modes.END_THINK)
-        writer.text(modes.AFTER_THINK)
-        # The answer is written apart from the masked newlines: a token must not straddle the border of the mask.
-        writer.end_run()
         writer.trained = True
     else:
         writer.trained = True
@@ -114,8 +113,7 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
         writer.end_run()
         writer.text(reasoning + modes.THOUGHT_END)
         writer.control(modes.END_THINK)
-        writer.text(modes.AFTER_THINK)
-    writer.text(answer)
+    writer.text(modes.AFTER_THINK + answer)
     writer.control(TURN_END)
     return Sample(writer.ids(), writer.mask(), _tiles(question, tilings, rules), tilings)
 

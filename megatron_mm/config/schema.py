@@ -33,6 +33,7 @@ class VisionConfig(Section):
     image_size: int = Field(gt=0, description="side of a tile in pixels")
     patch_size: int = Field(gt=0, description="side of a patch in pixels")
     norm_eps: float = Field(default=1e-6, gt=0)
+    init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
 
     @property
     def patches_per_side(self) -> int:
@@ -49,6 +50,7 @@ class ProjectorConfig(Section):
     """LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it."""
 
     norm_eps: float = Field(default=1e-6, gt=0)
+    init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
 
 
 class LanguageConfig(Section):

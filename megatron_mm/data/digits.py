@@ -93,7 +93,7 @@ def build_tokenizer(texts: list[str], num_tokens: int) -> PreTrainedTokenizerFas
 
 def caption_of(digits: list[int]) -> str:
     """The digits as they lie: two rows of two."""
-    return f"{digits[0]} {digits[1]}\n{digits[2]} {digits[3]}"
+    return f"{digits[0]}{digits[1]}\n{digits[2]}{digits[3]}"
 
 
 def easy_turns(digits: list[int], position: int) -> list[Turn]:
@@ -110,7 +110,7 @@ def hard_turns(digits: list[int], order: list[int]) -> list[Turn]:
     """A chain over the four digits in the order given, in both modes."""
     a, b, c, d = (digits[position] for position in order)
     first, second, third, fourth = (POSITIONS[position] for position in order)
-    question = f"Start with {first}, times {second}, plus {third}, times {fourth}, all modulo 10?"
+    question = f"Start with {first}, times {second}, plus {third}, times {fourth}. Last digit?"
     product = a * b % 10
     total = (product + c) % 10
     answer = total * d % 10

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
+from megatron.core.utils import init_method_normal
 
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.parallel.platform import Platform
@@ -29,7 +30,7 @@ def language_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
-        init_method_std=language.init_std,
+        **_initialisation(language.init_std),
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=DTYPES[config.precision],
@@ -54,7 +55,7 @@ def vision_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         layernorm_epsilon=vision.norm_eps,
         activation_func=partial(F.gelu, approximate="tanh"),
         add_bias_linear=True,
-        init_method_std=config.model.language.init_std,
+        **_initialisation(vision.init_std),
         **_shared(config, platform),
     )
 
@@ -72,9 +73,14 @@ def projector_config(config: RunConfig, platform: Platform) -> TransformerConfig
         layernorm_epsilon=config.model.projector.norm_eps,
         activation_func=F.gelu,
         add_bias_linear=True,
-        init_method_std=language.init_std,
+        **_initialisation(config.model.projector.init_std),
         **_shared(config, platform),
     )
+
+
+def _initialisation(std: float) -> dict[str, Any]:
+    """One normal distribution for all matrices, as transformers' Qwen3; Megatron-Core would shrink half of them."""
+    return {"init_method": init_method_normal(std), "output_layer_init_method": init_method_normal(std)}
 
 
 def _shared(config: RunConfig, platform: Platform) -> dict[str, Any]:

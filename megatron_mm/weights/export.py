@@ -4,12 +4,19 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, LlavaNextProcessor, LlavaOnevisionConfig, Qwen3Config, SiglipVisionConfig
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers import (
+    GenerationConfig,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    Qwen3Config,
+    SiglipVisionConfig,
+)
 
 from megatron_mm.chat import modes
 from megatron_mm.chat.images import PIXEL_MEAN, PIXEL_STD
@@ -75,6 +82,8 @@ def chat_template() -> str:
 
 def _config(model: ModelConfig, tokenizer: ChatTokenizer, dtype: torch.dtype) -> LlavaOnevisionConfig:
     vision, language = model.vision, model.language
+    # Read by SiglipVisionModel, though no field of the config.
+    no_pooling_head: dict[str, Any] = {"vision_use_head": False}
     end, pad = tokenizer.control(TURN_END), tokenizer.control(PAD)
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
@@ -85,7 +94,7 @@ def _config(model: ModelConfig, tokenizer: ChatTokenizer, dtype: torch.dtype) ->
             image_size=vision.image_size,
             patch_size=vision.patch_size,
             layer_norm_eps=vision.norm_eps,
-            **{"vision_use_head": False},  # read by SiglipVisionModel, though no field of the config
+            **no_pooling_head,
         ),
         text_config=Qwen3Config(
             vocab_size=language.vocab_size,
@@ -122,7 +131,7 @@ def _generation_config(tokenizer: ChatTokenizer) -> GenerationConfig:
 
 def _processor(model: ModelConfig, tokenizer: ChatTokenizer) -> LlavaNextProcessor:
     side = model.vision.image_size
-    images = LlavaNextImageProcessorPil(
+    images = LlavaNextImageProcessor(
         image_grid_pinpoints=_pinpoints(model),
         size={"height": side, "width": side},
         crop_size={"height": side, "width": side},

@@ -10,7 +10,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.schema import ParallelConfig, RunConfig
-from megatron_mm.data.digits import prepare_digits
 from megatron_mm.data.loader import StepBatches
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.models.vlm import VisionLanguageModel, build_model
@@ -105,13 +104,6 @@ def test_logits_equal_transformers_at_tp_1_and_tp_2(tied: bool) -> None:
             assert differences["weights"] == 0.0
             assert differences["vision"] < LOGITS_TOLERANCE
             assert differences["logits"] < LOGITS_TOLERANCE
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("data") / "digits"
-    prepare_digits(directory, num_train=20, num_heldout=4, seed=0)
-    return directory
 
 
 def test_every_layout_gives_the_loss_of_a_single_process(digits: Path) -> None:

@@ -1,0 +1,77 @@
+"""Recipes resolve; every fault is named at once, with the nearest valid name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.load import load_config, recipe_names, to_yaml
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if not name.endswith("/base")])
+def test_every_shipped_recipe_resolves_and_its_yaml_reads_back(recipe: str, tmp_path: Path) -> None:
+    config = load_config(recipe)
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(file)) == config
+
+
+def test_unknown_keys_and_bad_values_are_all_named_at_once() -> None:
+    overrides = ["train.stpes=3", "optim.beta1=1.5", "model.vision.hiden_size=8", "optim.schedule=linear", "foo=1"]
+    with pytest.raises(InputError) as caught:
+        load_config("mini/stage1", overrides=overrides)
+    message = str(caught.value)
+    assert "has 5 fault(s)" in message
+    for part in (
+        "train.stpes: unknown key; the nearest valid one is train.steps",
+        "model.vision.hiden_size: unknown key; the nearest valid one is model.vision.hidden_size",
+        "optim.beta1: input should be less than 1 (seen: 1.5)",
+        "optim.schedule: input should be 'cosine' or 'constant' (seen: 'linear')",
+        "foo: unknown key",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.min_lr=1", "optim.min_lr=1.0 is above optim.lr=0.003"),
+        ("optim.warmup_steps=60", "optim.warmup_steps=60 leaves none of train.steps=60"),
+        ("data.max_sequence_tokens=4096", "is above model.language.max_positions=512"),
+        ("model.tile_grids=[[4, 4]]", "use 1 to 9 tiles"),
+        ("data.blend={digits/easy/thinking: 0}", "remove the part instead"),
+        ("train.trained=[]", "train.trained"),
+        ("no_equals_sign", "is not of the form a.b=value"),
+        ("model.vision.preset=siglip2-so400m-patch14-383", "did you mean 'siglip2-so400m-patch14-384'?"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_the_fix(override: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config("mini/stage1", overrides=[override])
+    assert expected in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'mini/stage1'"):
+        load_config("mini/stge1")
+
+
+def test_order_is_base_then_recipe_then_file_then_override(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {steps: 70}\noptim: {lr: 0.5}\n", encoding="utf-8")
+    config = load_config("mini/stage1", [file], ["optim.lr=1e-2"])
+    assert (config.train.global_batch, config.parallel.tensor) == (64, 2)  # base, recipe
+    assert (config.train.steps, config.optim.lr) == (70, 0.01)  # file, override
+
+
+def test_a_blend_is_replaced_not_merged() -> None:
+    config = load_config("mini/stage1", overrides=["data.blend={digits/hard/thinking: 1}"])
+    assert config.data.blend == {"digits/hard/thinking": 1.0}
+
+
+def test_reading_a_config_does_not_import_torch() -> None:
+    code = "import sys, megatron_mm.config.load as l; l.load_config('mini/stage1'); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

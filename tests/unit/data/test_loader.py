@@ -1,0 +1,80 @@
+"""Micro-batches: labels, masks, where features go, and the same samples for any number of ranks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_mm.chat.images import TileRules, feature_order
+from megatron_mm.chat.render import Question, Response, render_sample
+from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
+from megatron_mm.config.errors import InputError
+from megatron_mm.data.loader import StepBatches, collate
+from megatron_mm.data.shards import PreparedData
+from tests.tiny import tiny_config
+
+BLEND = "{digits/easy/thinking: 1, digits/hard/non_thinking: 1, digits/caption/non_thinking: 2}"
+
+
+def _dataset(digits: Path, tokenizer: ChatTokenizer, rank: int, ranks: int, **overrides: object) -> StepBatches:
+    values = {"data__path": digits, "data__blend": BLEND, "data__text_only": "false"}
+    values |= {"model__language__vocab_size": 384, "train__global_batch": 8, "train__micro_batch": 2}
+    return StepBatches(tiny_config(**{**values, **overrides}), tokenizer, rank, ranks)
+
+
+def test_labels_follow_the_ids_and_padding_is_not_trained(digits: Path, tokenizer: ChatTokenizer) -> None:
+    for batch in _dataset(digits, tokenizer, 0, 1)[0]:
+        # The last target of a sample, the end of its turn, is not an input.
+        inner = (batch.trained[:, :-1] > 0) & (batch.labels[:, :-1] != tokenizer.control(TURN_END))
+        assert inner.any()
+        assert torch.equal(batch.ids[:, 1:][inner], batch.labels[:, :-1][inner])
+        padding = batch.labels == tokenizer.control(PAD)
+        assert not batch.trained[padding].any()
+        assert int((batch.ids == tokenizer.control(IMAGE)).sum()) == len(batch.order)
+        assert batch.tiles is not None
+        assert batch.tiles.shape == (4, 3, 32, 32)
+
+
+def test_order_points_into_the_tiles_of_the_right_picture(digits: Path, tokenizer: ChatTokenizer) -> None:
+    record = PreparedData(digits, "train").read(0)
+    rules = TileRules(((1, 1), (1, 2)), 32, 4)
+    wide = record.picture.resize((64, 32))
+    samples = [
+        render_sample(Question("What?", pictures), Response("7"), tokenizer, rules)
+        for pictures in ((record.picture,), (), (wide, record.picture))
+    ]
+    batch = collate(samples, tokenizer.control(PAD), patches_per_tile=16)
+    assert batch.tiles is not None
+    num_tiles = 2 + 3 + 2
+    assert len(batch.tiles) == num_tiles
+    first = [0, 2, 5]
+    expected = [
+        np.where(order < 0, num_tiles * 16, order + 16 * start)
+        for start, order in zip(
+            first, [feature_order(grid) for sample in samples for grid in sample.tilings], strict=True
+        )
+    ]
+    assert np.array_equal(batch.order.numpy(), np.concatenate(expected))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_see_together_what_one_rank_sees(digits: Path, tokenizer: ChatTokenizer, ranks: int) -> None:
+    def rows(rank: int, ranks: int) -> list[tuple[int, ...]]:
+        batches = _dataset(digits, tokenizer, rank, ranks)[3]
+        pad = tokenizer.control(PAD)
+        return [tuple(id for id in row if id != pad) for batch in batches for row in batch.ids.tolist()]
+
+    assert sorted(rows(0, 1)) == sorted(row for rank in range(ranks) for row in rows(rank, ranks))
+
+
+def test_padding_can_be_cut_by_sequence_parallel_ranks(digits: Path, tokenizer: ChatTokenizer) -> None:
+    dataset = _dataset(digits, tokenizer, 0, 1, parallel__tensor=2, parallel__sequence="true")
+    assert all(batch.ids.shape[1] % 2 == 0 for step in range(3) for batch in dataset[step])
+
+
+def test_too_long_a_sample_and_too_small_a_vocabulary_are_named(digits: Path, tokenizer: ChatTokenizer) -> None:
+    with pytest.raises(InputError, match=r"train-00000\.tar at byte .* more than data\.max_sequence_tokens=20"):
+        _dataset(digits, tokenizer, 0, 1, data__max_sequence_tokens=20)[0]
+    with pytest.raises(InputError, match=r"more than model\.language\.vocab_size=128"):
+        _dataset(digits, tokenizer, 0, 1, model__language__vocab_size=128)
