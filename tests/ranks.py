@@ -1,4 +1,4 @@
-"""Runs a function on N gloo ranks and brings back what each returned."""
+"""Runs a function in fresh processes, as gloo ranks or alone, and brings back what each returned."""
 
 import os
 import pickle
@@ -13,37 +13,53 @@ import torch.multiprocessing as multiprocessing
 
 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
-    """Call `function(*arguments)` in `num_ranks` fresh processes; `function` opens the process group itself.
+    """Call `function(*arguments)` in `num_ranks` fresh processes; it opens the process group itself.
 
     Raises:
         AssertionError: a rank failed, with its traceback.
     """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    return _run(function, environments, arguments)
+
+
+def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function(*arguments)` in a fresh process that is no rank.
+
+    Raises:
+        AssertionError: it failed, with its traceback.
+    """
+    return _run(function, [{}], arguments)[0]
+
+
+def _run(function: Callable[..., Any], environments: list[dict[str, str]], arguments: tuple[Any, ...]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
         context = multiprocessing.start_processes(
-            _rank, (num_ranks, port, folder, function, arguments), num_ranks, join=False, start_method="spawn"
+            _process, (folder, environments, function, arguments), len(environments), join=False, start_method="spawn"
         )
         assert context is not None
         while not context.join():
             pass
-        files = [Path(folder) / str(rank) for rank in range(num_ranks)]
-        results = [pickle.loads(file.read_bytes()) for file in files]  # noqa: S301 (our own ranks wrote them)
+        files = [Path(folder) / str(number) for number in range(len(environments))]
+        results = [pickle.loads(file.read_bytes()) for file in files]  # noqa: S301 (our own processes wrote them)
     failures = [text for failed, text in results if failed]
     assert not failures, "\n".join(failures)
     return [result for _, result in results]
 
 
-def _rank(
-    rank: int, num_ranks: int, port: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+def _process(
+    number: int,
+    folder: str,
+    environments: list[dict[str, str]],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-    )
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
+    os.environ.update(environments[number], OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
     try:
         result = (False, function(*arguments))
     except BaseException:  # noqa: BLE001 (the test that started us reports it)
-        result = (True, f"rank {rank}: {traceback.format_exc()}")
-    (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
+        result = (True, f"process {number}: {traceback.format_exc()}")
+    (Path(folder) / str(number)).write_bytes(pickle.dumps(result))

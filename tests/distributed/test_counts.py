@@ -1,0 +1,46 @@
+"""A batch whose placeholders and features differ in number is refused with both counts."""
+
+import dataclasses
+from pathlib import Path
+
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.config.errors import InputError
+from megatron_mm.data.loader import StepBatches
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.vlm import Pictures, build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from tests.ranks import run_on_ranks
+from tests.tiny import tiny_config
+
+
+def _messages(digits: Path) -> list[str]:
+    """What the model says to a batch with a feature too few, and to one whose placeholder became text."""
+    config = tiny_config(
+        data__path=digits,
+        data__blend="{digits/easy/thinking: 1}",
+        data__text_only="false",
+        model__language__vocab_size=384,
+    )
+    platform, tokenizer = get_platform("cpu"), ChatTokenizer(digits / TOKENIZER)
+    image = tokenizer.control(IMAGE)
+    messages = []
+    with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
+        model = build_model(config, platform, groups, image)
+        batch = StepBatches(config, tokenizer, 0, 1)[0][0]
+        assert batch.tiles is not None
+        text = batch.ids.clone()
+        text[0, int((text[0] == image).nonzero()[0])] = 0
+        for broken in (dataclasses.replace(batch, order=batch.order[:-1]), dataclasses.replace(batch, ids=text)):
+            try:
+                model(broken.ids, Pictures(batch.tiles, broken.order), broken.labels)
+            except InputError as error:
+                messages.append(str(error))
+    return messages
+
+
+def test_both_counts_are_named(digits: Path) -> None:
+    (messages,) = run_on_ranks(_messages, 1, digits)
+    too_few, too_many = messages
+    assert "36 image tokens but 35 image features" in too_few
+    assert "35 image tokens but 36 image features" in too_many

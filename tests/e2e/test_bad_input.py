@@ -1,0 +1,70 @@
+"""Bad input ends with one clear message and exit code 2, whichever layer finds it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BLEND = "data.blend={digits/easy/thinking: 1}"
+SHORT = ["train.steps=2", "train.global_batch=4", "train.micro_batch=2", "optim.warmup_steps=0", "precision=fp32"]
+
+
+def _megatron_mm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "megatron_mm.cli", *arguments], capture_output=True, text=True)
+
+
+def _assert_refused(result: subprocess.CompletedProcess[str], *expected: str) -> None:
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert result.stderr.count("megatron-mm: ") == 1, result.stderr
+    for part in expected:
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_keys_and_values_out_of_range() -> None:
+    result = _megatron_mm("train", "mini/stage1", "train.stpes=3", "optim.beta1=2", "--nproc", "2")
+    _assert_refused(result, "nearest valid one is train.steps", "optim.beta1: input should be less than 1 (seen: 2)")
+
+
+def test_a_layout_that_does_not_divide(digits: Path) -> None:
+    layout = ["parallel.tensor=3", "train.global_batch=7"]
+    result = _megatron_mm("train", "mini/stage3", f"data.path={digits}", "init_from=null", *layout, "--nproc", "3")
+    _assert_refused(
+        result,
+        "parallel.tensor=3 does not divide model.language.num_heads=4",
+        "train.global_batch=7 is not a multiple of train.micro_batch=32",
+    )
+
+
+def test_a_missing_checkpoint(digits: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "nothing"
+    result = _megatron_mm("train", "mini/stage1", f"data.path={digits}", f"init_from={missing}", "--nproc", "2")
+    _assert_refused(result, f"no checkpoint in {missing}; give a run directory")
+    _assert_refused(_megatron_mm("export", str(missing), str(tmp_path / "out")), f"no checkpoint in {missing}")
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    result = _megatron_mm("train", "mini/language", f"data.path={tmp_path}", "--nproc", "2")
+    _assert_refused(result, f"no prepared data in data.path={tmp_path}; make it with `megatron-mm data`")
+
+
+@pytest.mark.parametrize("ranks", [(), ("--nproc", "2")])
+def test_a_picture_that_cannot_be_read_ends_every_rank(digits: Path, tmp_path: Path, ranks: tuple[str, ...]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    shard = data / "train-00000.tar"
+    content = bytearray(shard.read_bytes())
+    for position in range(0, len(content), 512):
+        if content[position : position + 4] == b"\x89PNG":
+            content[position : position + 4] = b"none"
+    shard.write_bytes(content)
+    run = [f"data.path={data}", f"run_dir={tmp_path / 'run'}", "init_from=null", BLEND, *SHORT, "parallel.tensor=1"]
+    result = _megatron_mm("train", "mini/stage3", *run, *ranks)
+    _assert_refused(result, "train-00000.tar at byte", "cannot be read", "replace or remove it")
+
+
+def test_a_model_directory_that_is_none(digits: Path, tmp_path: Path) -> None:
+    result = _megatron_mm("evaluate", str(tmp_path), str(digits), str(tmp_path / "report.json"))
+    _assert_refused(result, "config.json is missing")
