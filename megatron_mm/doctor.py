@@ -56,11 +56,12 @@ def _torchvision() -> Finding:
 
 
 def _accelerator() -> list[Finding]:
-    import torch
+    from megatron_mm.parallel.platform import accelerators
 
-    if not torch.cuda.is_available():
+    gpus = accelerators()
+    if not gpus:
         return [Finding("GPU", "none: training and generation run on the CPU, for miniature models")]
-    findings = [Finding("GPU", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")]
+    findings = [Finding("GPU", ", ".join(gpus))]
     engine = _version("transformer-engine")
     findings.append(
         Finding("transformer-engine", engine or "missing", "" if engine else "pip install -e '.[gpu]'", required=True)

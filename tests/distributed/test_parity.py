@@ -4,102 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_mm.chat.tokenizer import ChatTokenizer
-from megatron_mm.config.schema import ParallelConfig, RunConfig
-from megatron_mm.data.loader import StepBatches
-from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.models.vlm import VisionLanguageModel, build_model
-from megatron_mm.parallel import state
-from megatron_mm.parallel.platform import get_platform
-from megatron_mm.train.assemble import build_trainee
-from megatron_mm.train.step import forward_backward, train_step
-from megatron_mm.weights.stream import from_hf, to_hf
-from megatron_mm.weights.tables import model_table
+from tests.parity import against_transformers, layout_configs, one_step
 from tests.ranks import run_on_ranks
-from tests.tiny import IMAGE_TOKEN, r4b_tensors, reference_models, tiny_config
+from tests.tiny import r4b_tensors, reference_models, tiny_config
 
 # fp32 against transformers: rounding of differently ordered sums, measured at 4e-6 on logits of about 3.
 LOGITS_TOLERANCE = 1e-4
 # Sums over ranks round differently; measured at 5e-7.
 LOSS_TOLERANCE = 1e-5
-TEXT_SHAPES = ((1, 64), (3, 5), (2, 17))
-NUM_TILES = (1, 3)
-
-
-def _gather_vocabulary(logits: torch.Tensor, groups: ProcessGroupCollection) -> torch.Tensor:
-    """[B, S, V / ranks] -> [B, S, V]."""
-    shards = [torch.empty_like(logits) for _ in range(groups.tp.size())]
-    dist.all_gather(shards, logits.contiguous(), group=groups.tp)
-    return torch.cat(shards, -1)
-
-
-def _against_transformers(configs: list[RunConfig]) -> list[dict[str, float]]:
-    """Largest absolute differences of each config's layout. Runs on every rank."""
-    platform = get_platform("cpu")
-    found = []
-    with state.process_group(platform), torch.no_grad():
-        for config in configs:
-            siglip, qwen = reference_models(config)
-            tensors = r4b_tensors(config, siglip, qwen)
-            with state.model_parallel(config.parallel, config.seed) as groups:
-                model = build_model(config, platform, groups, IMAGE_TOKEN)
-                table = model_table(config.model)
-                from_hf(model, table, tensors)
-                returned = dict(to_hf(model, table))
-                exact = returned.keys() == tensors.keys() and all(
-                    torch.equal(tensors[name], tensor) for name, tensor in returned.items()
-                )
-                found.append({"weights": 0.0 if exact else 1.0, **_differences(model, siglip, qwen, groups)})
-    return found
-
-
-def _differences(
-    model: VisionLanguageModel, siglip: torch.nn.Module, qwen: torch.nn.Module, groups: ProcessGroupCollection
-) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(7)
-    assert model.vision is not None
-    vision, logits = 0.0, 0.0
-    for num_tiles in NUM_TILES:
-        tiles = torch.randn(num_tiles, 3, 32, 32, generator=generator)
-        # Our ViT stops before the final norm, as R-4B's does in vLLM.
-        theirs = siglip(tiles, output_hidden_states=True).hidden_states[-1]
-        vision = max(vision, float((model.vision(tiles) - theirs).abs().max()))
-    for shape in TEXT_SHAPES:
-        # Above the image token, so that no placeholder is among them.
-        ids = torch.randint(IMAGE_TOKEN + 1, 128, shape, generator=generator)
-        ours = _gather_vocabulary(model(ids), groups)
-        logits = max(logits, float((ours - qwen(ids).logits).abs().max()))
-    return {"vision": vision, "logits": logits}
-
-
-def _one_step(configs: list[RunConfig], tensors: dict[str, torch.Tensor]) -> list[tuple[float, float, float]]:
-    """(loss before, gradient norm, loss after one update) of each config's layout. Runs on every rank."""
-    platform = get_platform("cpu")
-    found = []
-    with state.process_group(platform):
-        for config in configs:
-            assert config.data.path is not None
-            tokenizer = ChatTokenizer(config.data.path / TOKENIZER)
-            with state.model_parallel(config.parallel, config.seed) as groups:
-                model = build_model(config, platform, groups, tokenizer.control("<image>"))
-                from_hf(model, model_table(config.model), tensors)
-                trainee = build_trainee(config, model, groups)
-                dataset = StepBatches(config, tokenizer, state.data_rank(), state.data_ranks())
-                first = train_step(trainee, dataset[0], platform.device())
-                trainee.ddp.zero_grad_buffer()
-                loss_sum, num_tokens = forward_backward(trainee, dataset[0], platform.device()).tolist()
-                found.append((first.loss, first.grad_norm, loss_sum / num_tokens))
-    return found
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_equal_transformers_at_tp_1_and_tp_2(tied: bool) -> None:
     configs = [tiny_config(parallel__tensor=size, model__language__tied_embeddings=tied) for size in (1, 2)]
-    for rank_results in run_on_ranks(_against_transformers, 2, configs):
+    for rank_results in run_on_ranks(against_transformers, 2, "cpu", configs):
         for differences in rank_results:
             assert differences["weights"] == 0.0
             assert differences["vision"] < LOGITS_TOLERANCE
@@ -107,36 +26,14 @@ def test_logits_equal_transformers_at_tp_1_and_tp_2(tied: bool) -> None:
 
 
 def test_every_layout_gives_the_loss_of_a_single_process(digits: Path) -> None:
-    parts = ("easy/thinking", "hard/thinking", "hard/non_thinking", "caption/non_thinking")
-    blend = "{" + ", ".join(f"digits/{part}: 1" for part in parts) + "}"
-    base = {"data__path": digits, "data__blend": blend, "data__text_only": "false", "train__micro_batch": 2}
-    base |= {
-        "model__language__vocab_size": 384,
-        "train__global_batch": 8,
-        "train__trained": "[vision,projector,language]",
-    }
-    layouts = {
-        "TP 2": ParallelConfig(tensor=2),
-        "TP 2 + SP": ParallelConfig(tensor=2, sequence=True),
-        "PP 2": ParallelConfig(pipeline=2),
-        "DP 2": ParallelConfig(),
-    }
-    configs = [
-        tiny_config(
-            **base,
-            parallel__tensor=layout.tensor,
-            parallel__pipeline=layout.pipeline,
-            parallel__sequence=layout.sequence,
-        )
-        for layout in layouts.values()
-    ]
-    single = tiny_config(**base)
+    layouts = layout_configs(digits)
+    single = layouts.pop("single")
     tensors = r4b_tensors(single, *reference_models(single))
-    (reference,) = run_on_ranks(_one_step, 1, [single], tensors)[0]
+    (reference,) = run_on_ranks(one_step, 1, "cpu", [single], tensors)[0]
     assert np.isfinite(reference).all()
     # The update must matter, or the comparison after it compares nothing.
     assert abs(reference[0] - reference[2]) > 100 * LOSS_TOLERANCE
-    for rank_results in run_on_ranks(_one_step, 2, configs, tensors):
+    for rank_results in run_on_ranks(one_step, 2, "cpu", list(layouts.values()), tensors):
         for name, result in zip(layouts, rank_results, strict=True):
             before, grad_norm, after = np.abs(np.array(result) - np.array(reference))
             assert before < LOSS_TOLERANCE, f"{name}: loss {result[0]} against {reference[0]}"

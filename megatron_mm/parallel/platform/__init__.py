@@ -32,6 +32,11 @@ class Platform(Protocol):
         ...
 
 
+def accelerators() -> list[str]:
+    """Names of the GPUs that torch sees, empty where there is none."""
+    return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+
+
 def get_platform(name: str) -> Platform:
     """The platform called "cuda", "cpu" or, by what the machine has, "auto".
 

@@ -1,11 +1,12 @@
 """The miniature data set: real scans, right answers, and no held-out scan in training."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 
-from megatron_mm.data.digits import NUM_TRAIN_SCANS, SCAN_PIXELS
+from megatron_mm.data.digits import NUM_TRAIN_SCANS, POSITIONS, SCAN_PIXELS
 from megatron_mm.data.shards import PreparedData, Record
 
 
@@ -25,7 +26,8 @@ def test_train_and_heldout_scans_are_apart(digits: Path) -> None:
     assert len(seen["train"]) > 150
     assert len(seen["heldout"]) > 50
     assert not seen["train"] & seen["heldout"]
-    assert len(load_digits().target) - NUM_TRAIN_SCANS == 297
+    scans: Any = load_digits()
+    assert len(scans.target) - NUM_TRAIN_SCANS == 297
 
 
 def test_answers_follow_from_the_caption_and_the_question(digits: Path) -> None:
@@ -34,7 +36,7 @@ def test_answers_follow_from_the_caption_and_the_question(digits: Path) -> None:
         record = data.read(row)
         turn = record.turn
         read = [int(digit) for digit in record.caption if digit.isdigit()]
-        places = dict(zip(("top left", "top right", "bottom left", "bottom right"), read, strict=True))
+        places: dict[str, int] = dict(zip(POSITIONS, read, strict=True))
         if turn.source == "digits/caption":
             assert turn.answer == record.caption
         elif turn.source == "digits/easy":

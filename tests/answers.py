@@ -1,0 +1,84 @@
+"""Answers that vLLM samples from an exported directory, and their log-probabilities under our own model."""
+
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from megatron_mm.chat.images import TileRules
+from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Prompt, Question, Sample, render_prompt
+from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.loader import collate
+from megatron_mm.generation.engine import Completion, Engine
+from megatron_mm.models.vlm import Pictures, VisionLanguageModel, build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.weights.stream import from_hf
+from megatron_mm.weights.tables import model_table
+
+PICTURE_SHAPES = ((32, 32), (64, 32), (30, 50), (100, 31), (33, 140))
+QUESTION = "Which digit is top left?"
+
+
+def random_pictures() -> list[Image.Image]:
+    """One picture of noise of each shape."""
+    random = np.random.default_rng(0)
+    return [
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in PICTURE_SHAPES
+    ]
+
+
+def questions() -> list[Question]:
+    """The question about each picture, then about none."""
+    return [*(Question(QUESTION, (picture,)) for picture in random_pictures()), Question(QUESTION)]
+
+
+def rendered(directory: Path) -> list[Prompt]:
+    """The prompts of `questions`, in changing modes."""
+    tokenizer, rules = ChatTokenizer(directory), TileRules.of_directory(directory)
+    pairs = zip(questions(), cycle(Mode), strict=False)
+    return [render_prompt(question, mode, tokenizer, rules) for question, mode in pairs]
+
+
+def sample_with_vllm(directory: Path) -> list[Completion]:
+    """One answer to each prompt, sampled at temperature 1."""
+    engine = Engine(directory, "float32", seed=1)
+    pictures = [question.pictures for question in questions()]
+    return engine.generate(rendered(directory), pictures, max_tokens=16, temperature=1.0)
+
+
+def our_logprobs(
+    config: RunConfig, directory: Path, weights: list[dict[str, torch.Tensor]], answers: list[list[int]]
+) -> list[list[list[float]]]:
+    """Log-probability of each answer token under our model, with each of the weights. Runs on every rank."""
+    tokenizer = ChatTokenizer(directory)
+    platform = get_platform("cpu")
+    found = []
+    with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups, torch.no_grad():
+        model = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        for tensors in weights:
+            from_hf(model, model_table(config.model), tensors)
+            pairs = zip(rendered(directory), answers, strict=True)
+            found.append([_answer_logprobs(model, prompt, answer, tokenizer) for prompt, answer in pairs])
+    return found
+
+
+def _answer_logprobs(
+    model: VisionLanguageModel, prompt: Prompt, answer: list[int], tokenizer: ChatTokenizer
+) -> list[float]:
+    ids = np.concatenate([prompt.ids, answer])
+    sample = Sample(ids, np.zeros(len(ids), bool), prompt.tiles, prompt.tilings)
+    batch = collate([sample], tokenizer.control(PAD), patches_per_tile=16)
+    pictures = None if batch.tiles is None else Pictures(batch.tiles, batch.order)
+    # The loss of a token is minus its log-probability.
+    return (-model(batch.ids, pictures, batch.labels))[0, len(prompt.ids) - 1 :].tolist()
+
+
+def largest_differences(completions: list[Completion], logprobs: list[list[float]]) -> list[float]:
+    """Largest difference of each answer's log-probabilities, in nats."""
+    pairs = zip(completions, logprobs, strict=True)
+    return [float(np.abs(np.array(completion.logprobs) - np.array(ours)).max()) for completion, ours in pairs]

@@ -1,0 +1,21 @@
+"""The CPU's parity tests on a GPU machine: the Transformer Engine layers against transformers."""
+
+import pytest
+
+from tests.parity import against_transformers
+from tests.ranks import run_on_ranks
+from tests.tiny import tiny_config
+
+pytestmark = pytest.mark.gpu
+
+# Transformer Engine computes fp32 matrix products with TF32's 10 bits of mantissa unless told otherwise.
+LOGITS_TOLERANCE = 2e-2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_equal_transformers(tied: bool) -> None:
+    config = tiny_config(model__language__tied_embeddings=tied)
+    ((differences,),) = run_on_ranks(against_transformers, 1, "cuda", [config])
+    assert differences["weights"] == 0.0
+    assert differences["vision"] < LOGITS_TOLERANCE
+    assert differences["logits"] < LOGITS_TOLERANCE
