@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Megatron-Core says once a module and rank that Transformer Engine and Apex are missing; `doctor` says it once.
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    # It loads checkpoints by a call that torch 2.13 is about to rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="megatron")
     try:
         return options.run(options)
     except InputError as error:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_mm.checkpoint.paths import find, pointer, step_directory
 from megatron_mm.config.errors import InputError
 from megatron_mm.models.vlm import VisionLanguageModel
-
-# Optimizer state in the shape of the parameters, so that any layout can read it.
-_METADATA = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "chained_optim_avoid_prefix": True,
-    "singleton_local_shards": False,
-}
 
 
 def save(run_dir: Path, step: int, model: VisionLanguageModel, optimizer: MegatronOptimizer) -> None:
@@ -36,8 +31,8 @@ def save(run_dir: Path, step: int, model: VisionLanguageModel, optimizer: Megatr
     dist.barrier()
     # Megatron-Core would start a manager process for this queue, which imports the whole program again: seconds a run.
     filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()  # pyright: ignore
-    sharded = model.sharded_state_dict(metadata=_METADATA)
-    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_METADATA)
+    sharded = model.sharded_state_dict(metadata=_metadata())
+    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
     dist_checkpointing.save({"step": step, "model": sharded, "optimizer": optimizer_state}, str(partial))
     dist.barrier()
     if dist.get_rank() == 0:
@@ -55,7 +50,7 @@ def load_weights(path: Path, model: VisionLanguageModel) -> None:
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
-    loaded = _load({"model": model.sharded_state_dict(metadata=_METADATA)}, find(path))
+    loaded = _load({"model": model.sharded_state_dict(metadata=_metadata())}, find(path))
     model.load_state_dict(loaded["model"])
 
 
@@ -65,25 +60,64 @@ def resume(path: Path, model: VisionLanguageModel, optimizer: MegatronOptimizer)
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
-    sharded = model.sharded_state_dict(metadata=_METADATA)
-    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_METADATA)
+    sharded = model.sharded_state_dict(metadata=_metadata())
+    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
     loaded = _load({"model": sharded, "optimizer": optimizer_state}, find(path))
     model.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     return loaded["step"]
 
 
+def _metadata() -> dict[str, Any]:
+    """How states are cut up: the optimizer's in the shape of the parameters, so that any layout can read it.
+
+    A new one each time: Megatron-Core puts the process groups of the present layout into it.
+    """
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+    }
+
+
 @torch.no_grad()
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    _check_fit(state["model"], checkpoint)
     try:
-        loaded, missing, unexpected = dist_checkpointing.load(state, str(checkpoint), strict=StrictHandling.RETURN_ALL)
+        loaded = dist_checkpointing.load(state, str(checkpoint))
     except (CheckpointingException, KeyError, ValueError, OSError) as error:
-        raise InputError(f"checkpoint {checkpoint} does not fit this model or is damaged: {error}") from error
+        raise InputError(f"checkpoint {checkpoint} is damaged: {error}") from error
     assert isinstance(loaded, dict)
-    left_over = [key for key in missing if "optimizer" in state or not key.startswith("optimizer.")]
-    if left_over or unexpected:
-        raise InputError(
-            f"checkpoint {checkpoint} is of another model: it lacks {sorted(unexpected) or 'nothing'}, "
-            f"and holds {sorted(left_over) or 'nothing'} besides"
-        )
     return loaded
+
+
+def _sharded_tensors(state: Any) -> Iterator[ShardedTensor]:
+    """Every sharded tensor of a state, those that a factory would make included (the gated MLP's)."""
+    for value in nested_values(state):
+        if isinstance(value, ShardedTensor):
+            yield value
+        elif isinstance(value, ShardedTensorFactory):
+            made: Any = value.build()
+            yield from _sharded_tensors(made)
+
+
+def _check_fit(model_state: ShardedStateDict, checkpoint: Path) -> None:
+    """Compare names and shapes before loading, so that every rank refuses a checkpoint, and none waits for another."""
+    stored = {
+        name: tuple(tensor.global_shape)
+        for name, tensor in dist_checkpointing.load_tensors_metadata(str(checkpoint)).items()
+        if isinstance(tensor, ShardedTensor) and not name.startswith("optimizer.")
+    }
+    mine = {tensor.key: tuple(tensor.global_shape) for tensor in _sharded_tensors(model_state)}
+    of_ranks: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, mine)
+    wanted = {name: shape for of_rank in of_ranks for name, shape in of_rank.items()}
+    faults = [f"it lacks {name}" for name in sorted(wanted.keys() - stored.keys())]
+    faults += [f"the model has no {name}" for name in sorted(stored.keys() - wanted.keys())]
+    faults += [
+        f"{name} is {list(stored[name])} in it and {list(wanted[name])} in the model"
+        for name in sorted(stored.keys() & wanted.keys())
+        if stored[name] != wanted[name]
+    ]
+    if faults:
+        raise InputError("\n".join([f"checkpoint {checkpoint} is of another model:", *faults]))

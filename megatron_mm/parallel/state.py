@@ -1,5 +1,6 @@
 """Process groups: start, ask, end. The only module that knows `megatron.core.parallel_state`."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def process_group(platform: Platform) -> Iterator[None]:
     platform.prepare(local_rank)
     # torch 2.13 renames two collectives that Megatron-Core calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # It announces twice a run that it is off.
+    logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
     timeout = timedelta(minutes=TIMEOUT_MINUTES)
     if "RANK" in os.environ:
         dist.init_process_group(platform.distributed_backend, timeout=timeout)

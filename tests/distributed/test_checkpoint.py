@@ -1,0 +1,102 @@
+"""A run that was cut off goes on bit by bit as if it had not been; its weights load exactly into every layout."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.checkpoint import paths
+from megatron_mm.checkpoint.store import load_weights
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.vlm import build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.train.loop import train
+from megatron_mm.weights.stream import to_hf
+from megatron_mm.weights.tables import model_table
+from tests.parity import layout_configs
+from tests.ranks import run_on_ranks
+from tests.tiny import tiny_config
+
+
+def _config(digits: Path, run_dir: Path) -> RunConfig:
+    return tiny_config(
+        data__path=digits,
+        data__blend="{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
+        data__text_only="false",
+        model__language__vocab_size=384,
+        train__trained="[vision, projector, language]",
+        train__global_batch=4,
+        train__micro_batch=2,
+        checkpoint__save_every=2,
+        precision="bf16",
+        run_dir=run_dir,
+    )
+
+
+def _content(run_dir: Path) -> dict[str, Any]:
+    """Everything in the newest checkpoint, the optimizer's counters too. Runs on one rank."""
+    checkpoint = paths.newest(run_dir)
+    assert checkpoint is not None
+    with state.process_group(get_platform("cpu")):
+        return dist_checkpointing.load_plain_tensors(str(checkpoint))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def _exported(configs: list[RunConfig], run_dir: Path) -> list[dict[str, torch.Tensor] | str]:
+    """What each layout streams out after loading the run's weights, or what it says instead. Runs on every rank."""
+    platform = get_platform("cpu")
+    found = []
+    with state.process_group(platform):
+        for config in configs:
+            assert config.data.path is not None
+            image = ChatTokenizer(config.data.path / TOKENIZER).control(IMAGE)
+            with state.model_parallel(config.parallel, config.seed) as groups:
+                model = build_model(config, platform, groups, image)
+                try:
+                    load_weights(run_dir, model)
+                    found.append(dict(to_hf(model, model_table(config.model))))
+                except InputError as error:
+                    found.append(str(error))
+    return found
+
+
+def test_resume_is_bitwise_and_weights_reshard_exactly(digits: Path, tmp_path: Path) -> None:
+    whole, cut = _config(digits, tmp_path / "whole"), _config(digits, tmp_path / "cut")
+    run_on_ranks(train, 2, whole)
+    # The other run was ended after its second step: nothing later is there.
+    shutil.copytree(whole.run_dir, cut.run_dir)
+    shutil.rmtree(paths.step_directory(cut.run_dir, 4))
+    paths.pointer(cut.run_dir).write_text(paths.step_directory(cut.run_dir, 2).name, encoding="utf-8")
+    run_on_ranks(train, 2, cut)
+    expected, resumed = (run_on_ranks(_content, 1, config.run_dir)[0] for config in (whole, cut))
+    assert expected.keys() == resumed.keys()
+    assert any(name.startswith("optimizer.") for name in expected)
+    assert not [name for name in expected if not _same(expected[name], resumed[name])]
+
+    layouts = layout_configs(digits)
+    layouts = {name: config.model_copy(update={"precision": "bf16"}) for name, config in layouts.items()}
+    deeper = tiny_config(model__language__vocab_size=384, model__vision__num_layers=3, data__path=digits)
+    narrower = tiny_config(model__language__vocab_size=384, model__vision__num_layers=1, data__path=digits)
+    configs = [*layouts.values(), *(model.model_copy(update={"precision": "bf16"}) for model in (deeper, narrower))]
+    for *exported, lacking, left_over in run_on_ranks(_exported, 2, configs, whole.run_dir):
+        for name, tensors in zip(layouts, exported, strict=True):
+            assert isinstance(tensors, dict), tensors
+            assert tensors.keys() == exported[0].keys()
+            assert not [key for key in tensors if not torch.equal(tensors[key], exported[0][key])], name
+        vision = expected["vision.position_embedding.weight"]
+        key = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
+        assert torch.equal(exported[0][key], vision)
+        # Another model is refused by name, whether it is larger or smaller than the checkpoint's.
+        for message, num_layers in ((str(lacking), 3), (str(left_over), 1)):
+            assert "is of another model" in message
+            bias = "vision.encoder.layers.self_attention.linear_qkv.bias"
+            assert f"{bias} is [2, 192] in it and [{num_layers}, 192] in the model" in message

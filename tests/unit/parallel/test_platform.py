@@ -1,0 +1,38 @@
+"""The platforms: which machine takes which, and the optimizer that stands in for Apex' and Transformer Engine's."""
+
+import pytest
+import torch
+
+from megatron_mm.config.errors import InputError
+from megatron_mm.parallel.platform import accelerators, get_platform
+from megatron_mm.parallel.platform.cpu import FusedAdam
+
+
+@pytest.mark.skipif(bool(accelerators()), reason="about machines without a GPU; tests/gpu has the others")
+def test_a_machine_without_a_gpu() -> None:
+    assert get_platform("auto").name == "cpu"
+    assert get_platform("cpu").layer_backend == "local"
+    with pytest.raises(InputError, match="torch sees no CUDA device; use platform=cpu"):
+        get_platform("cuda")
+
+
+def test_fused_adam_follows_torchs_adamw() -> None:
+    settings = {"lr": 3e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, 4, generator=generator), torch.randn(5, generator=generator)]
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in start] for _ in range(2))
+    optimizers = FusedAdam(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for _ in range(20):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, begun in zip(ours, theirs, start, strict=True):
+        assert (mine - begun).abs().max() > 0.1
+        assert torch.allclose(mine, other, atol=1e-6)
+
+
+def test_fused_adam_has_no_coupled_weight_decay() -> None:
+    with pytest.raises(ValueError, match="only decoupled weight decay"):
+        FusedAdam([torch.zeros(1, requires_grad=True)], adam_w_mode=False)
