@@ -36,6 +36,15 @@ def test_labels_follow_the_ids_and_padding_is_not_trained(digits: Path, tokenize
         assert batch.tiles.shape == (4, 3, 32, 32)
 
 
+def test_the_trained_labels_are_the_trained_tokens_of_the_samples(tokenizer: ChatTokenizer) -> None:
+    rules = TileRules(((1, 1),), 32, 4)
+    answers = [Response("7", "3+4=7"), Response("12"), Response("1", "a longer thought")]
+    samples = [render_sample(Question("How many?"), answer, tokenizer, rules) for answer in answers]
+    batch = collate(samples, tokenizer.control(PAD), patches_per_tile=16)
+    for sample, labels, trained in zip(samples, batch.labels, batch.trained, strict=True):
+        assert labels[trained > 0].tolist() == sample.ids[sample.trained].tolist()
+
+
 def test_order_points_into_the_tiles_of_the_right_picture(digits: Path, tokenizer: ChatTokenizer) -> None:
     record = PreparedData(digits, "train").read(0)
     rules = TileRules(((1, 1), (1, 2)), 32, 4)
