@@ -1,5 +1,6 @@
 """Plan -> batches of tensors for one data-parallel rank."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +126,27 @@ class StepBatches(Dataset[list[Batch]]):
         return sample
 
 
-def batches_from(dataset: StepBatches, first_step: int, num_workers: int) -> DataLoader[list[Batch]]:
-    """Micro-batches of every step from `first_step` on, read ahead by `num_workers` processes."""
+class _Told(Dataset[list[Batch] | InputError]):
+    """Hands bad input over as a value: raised in a worker, torch would wrap the message in the worker's traceback."""
+
+    def __init__(self, dataset: StepBatches):
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> list[Batch] | InputError:
+        try:
+            return self._dataset[step]
+        except InputError as error:
+            return error
+
+
+def batches_from(dataset: StepBatches, first_step: int, num_workers: int) -> Iterator[list[Batch]]:
+    """Micro-batches of every step from `first_step` on, read ahead by `num_workers` processes.
+
+    Raises:
+        InputError: see StepBatches.
+    """
     steps = range(first_step, len(dataset))
-    return DataLoader(dataset, sampler=steps, batch_size=None, num_workers=num_workers)
+    for batches in DataLoader(_Told(dataset), sampler=steps, batch_size=None, num_workers=num_workers):
+        if isinstance(batches, InputError):
+            raise batches
+        yield batches

@@ -1,16 +1,20 @@
 """A batch whose placeholders and features differ in number is refused with both counts."""
 
 import dataclasses
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.cli import main
 from megatron_mm.config.errors import InputError
+from megatron_mm.data import loader
 from megatron_mm.data.loader import StepBatches
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.models.vlm import Pictures, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
-from tests.ranks import run_on_ranks
+from tests.ranks import run_alone, run_on_ranks
 from tests.tiny import tiny_config
 
 
@@ -44,3 +48,21 @@ def test_both_counts_are_named(digits: Path) -> None:
     too_few, too_many = messages
     assert "36 image tokens but 35 image features" in too_few
     assert "35 image tokens but 36 image features" in too_many
+
+
+def _train_with_a_feature_too_few(digits: Path, run_dir: Path) -> tuple[int, str]:
+    """Exit code and message of the command when pictures lose a feature on their way."""
+    whole = loader.feature_order
+    loader.feature_order = lambda grid: whole(grid)[:-1]
+    overrides = ["data.blend={digits/easy/thinking: 1}", "train.steps=1", "train.global_batch=2", "train.micro_batch=2"]
+    overrides += ["optim.warmup_steps=0", "init_from=null", f"data.path={digits}", f"run_dir={run_dir}"]
+    with redirect_stderr(StringIO()) as stderr:
+        code = main(["train", "mini/stage3", *overrides])
+    return code, stderr.getvalue()
+
+
+def test_the_command_ends_with_the_counts_and_code_2(digits: Path, tmp_path: Path) -> None:
+    code, message = run_alone(_train_with_a_feature_too_few, digits, tmp_path)
+    assert code == 2
+    assert "megatron-mm: the batch holds 72 image tokens but 70 image features" in message
+    assert "Traceback" not in message

@@ -50,8 +50,8 @@ def test_missing_data(tmp_path: Path) -> None:
     _assert_refused(result, f"no prepared data in data.path={tmp_path}; make it with `megatron-mm data`")
 
 
-@pytest.mark.parametrize("ranks", [(), ("--nproc", "2")])
-def test_a_picture_that_cannot_be_read_ends_every_rank(digits: Path, tmp_path: Path, ranks: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [("data.num_workers=1",), ("--nproc", "2")], ids=["in a worker", "on 2 ranks"])
+def test_a_picture_that_cannot_be_read_ends_the_run(digits: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     data = tmp_path / "data"
     shutil.copytree(digits, data)
     shard = data / "train-00000.tar"
@@ -61,10 +61,16 @@ def test_a_picture_that_cannot_be_read_ends_every_rank(digits: Path, tmp_path: P
             content[position : position + 4] = b"none"
     shard.write_bytes(content)
     run = [f"data.path={data}", f"run_dir={tmp_path / 'run'}", "init_from=null", BLEND, *SHORT, "parallel.tensor=1"]
-    result = _megatron_mm("train", "mini/stage3", *run, *ranks)
+    result = _megatron_mm("train", "mini/stage3", *run, *arguments)
     _assert_refused(result, "train-00000.tar at byte", "cannot be read", "replace or remove it")
 
 
 def test_a_model_directory_that_is_none(digits: Path, tmp_path: Path) -> None:
     result = _megatron_mm("evaluate", str(tmp_path), str(digits), str(tmp_path / "report.json"))
     _assert_refused(result, "config.json is missing")
+
+
+def test_the_doctor_finds_this_machine_whole() -> None:
+    result = _megatron_mm("doctor")
+    assert result.returncode == 0, result.stdout
+    assert "megatron-core 0.16.1" in result.stdout
