@@ -19,7 +19,13 @@ BAD_INPUT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no more overrides once it has seen an option.
+    if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     # Megatron-Core says once a module and rank that Transformer Engine and Apex are missing; `doctor` says it once.
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     # It loads checkpoints by a call that torch 2.13 is about to rename.

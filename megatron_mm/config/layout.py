@@ -36,12 +36,6 @@ def layout_faults(config: RunConfig, num_ranks: int) -> list[str]:
         )
     if parallel.sequence and parallel.tensor == 1:
         faults.append("parallel.sequence=true needs parallel.tensor of 2 or more")
-    if parallel.pipeline > 1 and "language" not in config.train.trained:
-        # A stage without a trained parameter has no optimizer; Megatron-Core builds none for it.
-        faults.append(
-            f"parallel.pipeline={parallel.pipeline} leaves stages with nothing to train when train.trained is "
-            f"{list(config.train.trained)}; use parallel.pipeline=1 with a frozen language model"
-        )
     if num_ranks % parallel.model_ranks:
         faults.append(
             f"{num_ranks} ranks cannot be shared out over parallel.tensor={parallel.tensor} x "

@@ -47,6 +47,20 @@ def test_every_layout_gives_the_loss_of_a_single_process(digits: Path) -> None:
             assert after < LOSS_TOLERANCE, f"{name}: loss after the update {result[2]} against {reference[2]}"
 
 
+def test_a_pipeline_stage_with_nothing_to_train_changes_nothing(digits: Path) -> None:
+    configs = []
+    for name in ("single", "PP 2"):
+        config = layout_configs(digits)[name]
+        train = config.train.model_copy(update={"trained": ("vision", "projector")})
+        configs.append(config.model_copy(update={"train": train}))
+    single, pipeline = configs
+    tensors = r4b_tensors(single, *reference_models(single))
+    ((reference,),) = run_on_ranks(one_step, 1, "cpu", [single], tensors)
+    assert abs(reference[0] - reference[2]) > 100 * LOSS_TOLERANCE
+    for (result,) in run_on_ranks(one_step, 2, "cpu", [pipeline], tensors):
+        assert np.abs(np.array(result) - np.array(reference)).max() < LOSS_TOLERANCE
+
+
 def _one_step_of_transformers(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[float, float, float]:
     """The step of tests.parity.one_step on text, by Qwen3ForCausalLM and torch's AdamW."""
     _, qwen = reference_models(config)

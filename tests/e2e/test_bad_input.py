@@ -28,6 +28,14 @@ def test_unknown_keys_and_values_out_of_range() -> None:
     _assert_refused(result, "nearest valid one is train.steps", "optim.beta1: input should be less than 1 (seen: 2)")
 
 
+def test_overrides_count_on_either_side_of_an_option_and_unknown_options_are_refused() -> None:
+    result = _megatron_mm("train", "mini/stage1", "train.stpes=3", "--nproc", "2", "optim.beta1=2")
+    _assert_refused(result, "nearest valid one is train.steps", "optim.beta1: input should be less than 1 (seen: 2)")
+    unknown = _megatron_mm("train", "mini/stage1", "--nprocs", "2")
+    assert unknown.returncode == 2
+    assert "unrecognized arguments: --nprocs 2" in unknown.stderr
+
+
 def test_a_layout_that_does_not_divide(digits: Path) -> None:
     layout = ["parallel.tensor=3", "train.global_batch=7"]
     result = _megatron_mm("train", "mini/stage3", f"data.path={digits}", "init_from=null", *layout, "--nproc", "3")

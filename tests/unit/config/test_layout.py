@@ -16,7 +16,6 @@ from megatron_mm.config.load import load_config
         (["parallel.tensor=2"], 3, "3 ranks cannot be shared out over parallel.tensor=2 x parallel.pipeline=1"),
         (["train.global_batch=10"], 2, "train.global_batch=10 is not a multiple of train.micro_batch=32 x 2"),
         (["parallel.sequence=true"], 2, "parallel.sequence=true needs parallel.tensor of 2 or more"),
-        (["train.trained=[vision]", "parallel.pipeline=2"], 2, "use parallel.pipeline=1 with a frozen language model"),
     ],
 )
 def test_each_misfit_is_named(overrides: list[str], num_ranks: int, expected: str) -> None:
