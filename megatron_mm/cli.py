@@ -9,11 +9,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_mm.config.errors import InputError
+from megatron_mm.config.errors import BAD_INPUT_CODE, InputError
 from megatron_mm.config.load import load_config, to_yaml
 from megatron_mm.config.schema import RunConfig
-
-BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from megatron_mm.parallel.launch import report_bad_input
 
         report_bad_input(str(error))
-        return BAD_INPUT
+        return BAD_INPUT_CODE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,9 +5,9 @@ from pathlib import Path
 from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.checkpoint.paths import find
 from megatron_mm.checkpoint.store import load_weights
-from megatron_mm.config.errors import InputError
 from megatron_mm.config.load import load_config
 from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.files import refuse_existing
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
@@ -23,8 +23,7 @@ def export_run(run_dir: Path, directory: Path) -> None:
         InputError: the run has no checkpoint or config, or the directory exists.
     """
     find(run_dir)
-    if directory.exists():
-        raise InputError(f"{directory} exists already; remove it or choose another directory")
+    refuse_existing(directory)  # before minutes of loading
     config = load_config(str(run_dir / "config.yaml"), overrides=["parallel={tensor: 1, pipeline: 1, sequence: false}"])
     assert config.data.path is not None
     platform = get_platform(config.platform)

@@ -109,7 +109,7 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
     else:
         writer.trained = True
         writer.text(modes.THOUGHT_START)
-        # Kept apart as well: the mode's decision is this one token, whatever the reasoning begins with.
+        # Tokenised apart: the mode's decision is this one token, whatever the reasoning begins with.
         writer.end_run()
         writer.text(reasoning + modes.THOUGHT_END)
         writer.control(modes.END_THINK)

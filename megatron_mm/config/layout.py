@@ -4,16 +4,6 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 
 
-def data_parallel_degree(config: RunConfig, num_ranks: int) -> int:
-    """Ranks left for data parallelism. Call after `check_layout`."""
-    return num_ranks // config.parallel.model_ranks
-
-
-def num_microbatches(config: RunConfig, num_ranks: int) -> int:
-    """Forward passes of one optimizer step on one rank. Call after `check_layout`."""
-    return config.train.global_batch // (config.train.micro_batch * data_parallel_degree(config, num_ranks))
-
-
 def layout_faults(config: RunConfig, num_ranks: int) -> list[str]:
     """Every reason why `config` cannot run on `num_ranks` ranks, one sentence each, empty if it can."""
     parallel, vision, language = config.parallel, config.model.vision, config.model.language

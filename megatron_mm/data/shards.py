@@ -8,8 +8,6 @@ A turn is {"question", "answer", "reasoning" or null}. Its part, "source/mode", 
 """
 
 import json
-import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from PIL import Image
 from megatron_mm.chat.images import read_picture
 from megatron_mm.chat.modes import Mode
 from megatron_mm.config.errors import InputError
+from megatron_mm.files import appearing_whole
 
 INDEX = "index.parquet"
 TOKENIZER = "tokenizer"
@@ -108,15 +107,10 @@ def writing(directory: Path) -> Iterator[DatasetWriter]:
     Raises:
         InputError: the directory exists already.
     """
-    if directory.exists():
-        raise InputError(f"{directory} exists already; remove it or choose another directory")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    writer = DatasetWriter(partial)
-    yield writer
-    writer.finish()
-    os.replace(partial, directory)
+    with appearing_whole(directory) as partial:
+        writer = DatasetWriter(partial)
+        yield writer
+        writer.finish()
 
 
 class PreparedData:

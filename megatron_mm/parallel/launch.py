@@ -9,7 +9,7 @@ import uuid
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-BAD_INPUT = 2
+from megatron_mm.config.errors import BAD_INPUT_CODE
 
 
 def run_ranks(arguments: list[str], num_ranks: int) -> int:
@@ -34,7 +34,7 @@ def run_ranks(arguments: list[str], num_ranks: int) -> int:
         elastic_launch(config, sys.executable)("-u", "-m", "megatron_mm.cli", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode == BAD_INPUT:
+        if failure.exitcode == BAD_INPUT_CODE:
             print(f"megatron-mm: {failure.message}", file=sys.stderr)
         else:
             print(f"megatron-mm: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)

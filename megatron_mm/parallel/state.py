@@ -72,24 +72,9 @@ def data_ranks() -> int:
     return parallel_state.get_data_parallel_world_size()
 
 
-def is_first_stage() -> bool:
-    """Whether this rank holds the embedding (and the ViT)."""
-    return parallel_state.is_pipeline_first_stage()
-
-
-def is_last_stage() -> bool:
-    """Whether this rank holds the output layer."""
-    return parallel_state.is_pipeline_last_stage()
-
-
 def writes() -> bool:
     """Whether this rank writes files and prints."""
     return dist.get_rank() == 0
-
-
-def reports_loss() -> bool:
-    """Whether this rank holds a loss no other rank of its data-parallel place reports."""
-    return parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
 
 
 def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:

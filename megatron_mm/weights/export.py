@@ -1,7 +1,5 @@
 """A Hugging Face directory in R-4B's layout, which vLLM serves with its own RForConditionalGeneration."""
 
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from megatron_mm.chat import modes
 from megatron_mm.chat.images import PIXEL_MEAN, PIXEL_STD
 from megatron_mm.chat.modes import TEMPLATE_NAMES, TRIGGERS, Mode
 from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
-from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ModelConfig
+from megatron_mm.files import appearing_whole
 
 
 def write_directory(
@@ -40,19 +38,14 @@ def write_directory(
     Raises:
         InputError: the directory exists.
     """
-    if directory.exists():
-        raise InputError(f"{directory} exists already; remove it or choose another directory")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
-    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-    (partial / "model.safetensors").chmod(0o644)  # safetensors makes it private
-    (dtype,) = {tensor.dtype for tensor in weights.values()}
-    _config(model, tokenizer, dtype).save_pretrained(partial)
-    _generation_config(tokenizer).save_pretrained(partial)
-    _processor(model, tokenizer).save_pretrained(partial)
-    os.replace(partial, directory)
+    with appearing_whole(directory) as partial:
+        weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "model.safetensors").chmod(0o644)  # safetensors makes it private
+        (dtype,) = {tensor.dtype for tensor in weights.values()}
+        _config(model, tokenizer, dtype).save_pretrained(partial)
+        _generation_config(tokenizer).save_pretrained(partial)
+        _processor(model, tokenizer).save_pretrained(partial)
 
 
 def chat_template() -> str:

@@ -39,7 +39,6 @@ class CpuPlatform:
             "use_cpu_initialization": True,
             # These fusions are CUDA kernels or torch.compile'd functions that want a C++ compiler.
             "bias_dropout_fusion": False,
-            "bias_activation_fusion": False,
             "masked_softmax_fusion": False,
             "gradient_accumulation_fusion": False,
             "apply_rope_fusion": False,
