@@ -9,17 +9,33 @@ from megatron_mm.data.digits import prepare_digits
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.weights.export import write_directory
 from tests.answers import largest_differences, our_logprobs, sample_with_vllm
-from tests.parity import against_transformers, layout_configs, one_step
+from tests.layouts import (
+    GRADIENT_TOLERANCE,
+    LAYOUTS,
+    LOSS_TOLERANCE,
+    WEIGHT_TOLERANCE,
+    largest_relative,
+    layout,
+    outcomes,
+)
+from tests.onevision import largest_difference, onevision_config, our_logits, their_logits
+from tests.parity import against_transformers
 from tests.ranks import run_alone, run_on_ranks
 from tests.tiny import r4b_tensors, reference_models, tiny_config
 
 
 def measure() -> list[Figure]:
-    """The comparisons of tests/distributed/test_parity.py and tests/contract/test_vllm.py."""
+    """The comparisons of tests/distributed/test_{parity,onevision,layouts}.py and tests/contract/test_vllm.py."""
     with tempfile.TemporaryDirectory() as folder:
         digits = Path(folder) / "digits"
         prepare_digits(digits, num_train=60, num_heldout=20, seed=0)
-        return [*_transformers(), *_layouts(digits), *_vllm(digits, Path(folder) / "model")]
+        tokenizer = ChatTokenizer(digits / TOKENIZER)
+        return [
+            *_transformers(),
+            *_onevision(tokenizer),
+            *_layouts(tokenizer),
+            *_vllm(tokenizer, Path(folder) / "model"),
+        ]
 
 
 def _transformers() -> list[Figure]:
@@ -33,22 +49,45 @@ def _transformers() -> list[Figure]:
     return figures
 
 
-def _layouts(digits: Path) -> list[Figure]:
-    layouts = layout_configs(digits)
-    single = layouts.pop("single")
-    tensors = r4b_tensors(single, *reference_models(single))
-    (reference,) = run_on_ranks(one_step, 1, "cpu", [single], tensors)[0]
-    results = run_on_ranks(one_step, 2, "cpu", list(layouts.values()), tensors)[0]
+def _onevision(tokenizer: ChatTokenizer) -> list[Figure]:
+    config = onevision_config()
+    tensors = r4b_tensors(config, *reference_models(config))
+    theirs = their_logits(config, tokenizer)
+    ((alone, packed),) = run_on_ranks(our_logits, 1, config, tensors, tokenizer.directory, "")
+    name = "transformers' LlavaOnevisionForConditionalGeneration, logits"
     return [
-        Figure(f"loss of a step, {name} against one process", abs(result[0] - reference[0]), "nats", 1e-5)
-        for name, result in zip(layouts, results, strict=True)
+        Figure(f"{name}, each sample alone", largest_difference(alone, theirs), "max abs difference", 1e-4),
+        Figure(f"{name}, all in one pack", largest_difference(packed, theirs), "max abs difference", 1e-4),
+        Figure("samples compared, 0 to 3 pictures each", len(theirs), "samples"),
     ]
 
 
-def _vllm(digits: Path, directory: Path) -> list[Figure]:
+def _layouts(tokenizer: ChatTokenizer) -> list[Figure]:
+    tensors = r4b_tensors(layout(), *reference_models(layout()))
+    ((single,),) = run_on_ranks(outcomes, 1, "cpu", [layout()], tensors, tokenizer.directory)
+    figures = []
+    for num_ranks in (1, 2, 4):
+        names = [name for name, (ranks, _) in LAYOUTS.items() if ranks == num_ranks]
+        configs = [layout(**LAYOUTS[name][1]) for name in names]
+        results = run_on_ranks(outcomes, num_ranks, "cpu", configs, tensors, tokenizer.directory)[0]
+        for name, outcome in zip(names, results, strict=True):
+            losses = max(abs(ours - theirs) for ours, theirs in zip(outcome.losses, single.losses, strict=True))
+            grads, weights = (
+                largest_relative(outcome.grads, single.grads),
+                largest_relative(outcome.weights, single.weights),
+            )
+            figures += [
+                Figure(f"{name}: losses of three steps against one process", losses, "max abs, nats", LOSS_TOLERANCE),
+                Figure(f"{name}: worst parameter's gradient", grads[0], "relative norm", GRADIENT_TOLERANCE),
+                Figure(f"{name}: worst parameter after three steps", weights[0], "relative norm", WEIGHT_TOLERANCE),
+            ]
+    return figures
+
+
+def _vllm(tokenizer: ChatTokenizer, directory: Path) -> list[Figure]:
     config = tiny_config(model__language__vocab_size=384)
     tensors = r4b_tensors(config, *reference_models(config))
-    write_directory(directory, config.model, ChatTokenizer(digits / TOKENIZER), tensors.items())
+    write_directory(directory, config.model, tokenizer, tensors.items())
     completions = run_alone(sample_with_vllm, directory)
     answers = [completion.ids for completion in completions]
     ((ours,),) = run_on_ranks(our_logprobs, 1, config, directory, [tensors], answers)

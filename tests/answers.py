@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode
@@ -19,22 +18,14 @@ from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.weights.stream import from_hf
 from megatron_mm.weights.tables import model_table
+from tests.onevision import picture_sets
 
-PICTURE_SHAPES = ((32, 32), (64, 32), (30, 50), (100, 31), (33, 140))
 QUESTION = "Which digit is top left?"
 
 
-def random_pictures() -> list[Image.Image]:
-    """One picture of noise of each shape."""
-    random = np.random.default_rng(0)
-    return [
-        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in PICTURE_SHAPES
-    ]
-
-
 def questions() -> list[Question]:
-    """The question about each picture, then about none."""
-    return [*(Question(QUESTION, (picture,)) for picture in random_pictures()), Question(QUESTION)]
+    """The question about each set of pictures of tests/onevision.py: none, one of each shape, two, three."""
+    return [Question(QUESTION, pictures) for pictures in picture_sets()]
 
 
 def rendered(directory: Path) -> list[Prompt]:
@@ -59,11 +50,11 @@ def our_logprobs(
     platform = get_platform("cpu")
     found = []
     with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups, torch.no_grad():
-        model = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         for tensors in weights:
-            from_hf(model, model_table(config.model), tensors)
+            from_hf(chunks, model_table(config.model), tensors)
             pairs = zip(rendered(directory), answers, strict=True)
-            found.append([_answer_logprobs(model, prompt, answer, tokenizer) for prompt, answer in pairs])
+            found.append([_answer_logprobs(chunks[0], prompt, answer, tokenizer) for prompt, answer in pairs])
     return found
 
 
@@ -73,9 +64,9 @@ def _answer_logprobs(
     ids = np.concatenate([prompt.ids, answer])
     sample = Sample(ids, np.zeros(len(ids), bool), prompt.tiles, prompt.tilings)
     batch = collate([sample], tokenizer.control(PAD), patches_per_tile=16)
-    pictures = None if batch.tiles is None else Pictures(batch.tiles, batch.order)
+    pictures = None if batch.tiles is None else Pictures(batch.tiles, batch.order, batch.downscales)
     # The loss of a token is minus its log-probability.
-    return (-model(batch.ids, pictures, batch.labels))[0, len(prompt.ids) - 1 :].tolist()
+    return (-model(batch.ids, pictures, labels=batch.labels))[0, len(prompt.ids) - 1 :].tolist()
 
 
 def largest_differences(completions: list[Completion], logprobs: list[list[float]]) -> list[float]:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from megatron_mm.config.load import load_config
@@ -28,7 +30,7 @@ def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionMode
         SiglipVisionConfig(
             hidden_size=vision.hidden_size,
             intermediate_size=vision.ffn_hidden_size,
-            num_hidden_layers=vision.num_layers,
+            num_hidden_layers=vision.used_layers,
             num_attention_heads=vision.num_heads,
             image_size=vision.image_size,
             patch_size=vision.patch_size,
@@ -62,9 +64,9 @@ def random_projector(config: RunConfig, seed: int = 1) -> dict[str, torch.Tensor
     """Projector and newline under R-4B's names."""
     generator = torch.Generator().manual_seed(seed)
     wide, narrow = config.model.language.hidden_size, config.model.vision.hidden_size
+    norm = {"pre_norm.weight": (narrow,), "pre_norm.bias": (narrow,)} if config.model.projector.pre_norm else {}
     shapes = {
-        "pre_norm.weight": (narrow,),
-        "pre_norm.bias": (narrow,),
+        **norm,
         "linear_1.weight": (wide, narrow),
         "linear_1.bias": (wide,),
         "linear_2.weight": (wide, wide),
@@ -90,3 +92,8 @@ def r4b_tensors(config: RunConfig, siglip: SiglipVisionModel, qwen: Qwen3ForCaus
         elif not config.model.language.tied_embeddings:
             tensors[name] = tensor.clone()
     return tensors
+
+
+def random_picture(shape: tuple[int, int], random: np.random.Generator) -> Image.Image:
+    """Noise of `shape` (width, height)."""
+    return Image.fromarray(random.integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))

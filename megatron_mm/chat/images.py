@@ -2,12 +2,14 @@
 
 The rules are those of LLaVA-NeXT as R-4B's vLLM model applies them (llava_next and llava_onevision in transformers and
 vLLM): pick the grid that keeps most of the picture, resize into it keeping the aspect ratio, pad to the middle, cut
-into tiles; a whole-picture tile comes first. Of the grid's features, those that see only padding are dropped, and a
-learned `image_newline` closes each row.
+into tiles; a whole-picture tile comes first. Of the grid's features, those that see only padding are dropped, what is
+left is scaled down where it is too much (`anyres_max_N`), and a learned `image_newline` closes each row.
+LLaVA-OneVision gives each of several pictures of a sample one square tile instead.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +27,8 @@ from megatron_mm.config.schema import ModelConfig
 PIXEL_MEAN = 0.5
 PIXEL_STD = 0.5
 NEWLINE = -1
+# LLaVA-OneVision scales features down where they are more than 1.1^2 * N tiles' (transformers' pack_image_features).
+DOWNSCALE_ABOVE = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +39,26 @@ class TileRules:
         grids: allowed (rows, columns) of tiles.
         tile_size: side of a tile in pixels.
         patches_per_side: patches along one side of a tile.
+        max_tiles: N of anyres_max_N.
+        multi_image: how each of several pictures is cut, "anyres" or "square".
     """
 
     grids: tuple[tuple[int, int], ...]
     tile_size: int
     patches_per_side: int
+    max_tiles: int = 9
+    multi_image: str = "anyres"
 
     @classmethod
     def of_model(cls, model: ModelConfig) -> "TileRules":
         """From a training config."""
-        return cls(model.tile_grids, model.vision.image_size, model.vision.patches_per_side)
+        return cls(
+            model.tile_grids,
+            model.vision.image_size,
+            model.vision.patches_per_side,
+            model.max_tiles,
+            model.multi_image,
+        )
 
     @classmethod
     def of_directory(cls, directory: Path) -> "TileRules":
@@ -58,13 +72,14 @@ class TileRules:
             config = json.loads(path.read_text(encoding="utf-8"))
             side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
             grids = tuple((height // side, width // side) for height, width in config["image_grid_pinpoints"])
+            max_tiles = int(config["vision_aspect_ratio"].removeprefix("anyres_max_"))
         except FileNotFoundError:
             raise InputError(
                 f"no model in {directory} (config.json is missing); make it with `megatron-mm export`"
             ) from None
-        except (json.JSONDecodeError, KeyError) as error:
+        except (json.JSONDecodeError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not of an R-4B model: {error!r}") from None
-        return cls(grids, side, side // patch)
+        return cls(grids, side, side // patch, max_tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +87,12 @@ class Tiling:
     """What one picture becomes.
 
     Attributes:
-        rows, columns: tiles of the chosen grid.
+        rows, columns: tiles of the chosen grid; both 0 for one square tile.
         tile_size: side of a tile in pixels.
         resized: (width, height) in pixels of the picture inside the grid.
         top, bottom, left, right: patch rows and columns of the grid that are kept, half open.
         patches_per_side: patches along one side of a tile.
+        downscaled: (rows, columns) that the kept features are scaled down to, None where they stay as they are.
     """
 
     rows: int
@@ -88,6 +104,7 @@ class Tiling:
     left: int
     right: int
     patches_per_side: int
+    downscaled: tuple[int, int] | None = None
 
     @property
     def num_tiles(self) -> int:
@@ -97,8 +114,34 @@ class Tiling:
     @property
     def num_features(self) -> int:
         """Placeholders in the prompt, and feature vectors that take their place."""
-        kept = (self.bottom - self.top) * (self.right - self.left + 1)
-        return self.patches_per_side**2 + kept
+        rows, columns = self.downscaled or (self.bottom - self.top, self.right - self.left)
+        return self.patches_per_side**2 + rows * (columns + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Downscale:
+    """Features that one picture's plane is scaled down to, bilinearly.
+
+    Attributes:
+        plane: int64 [rows, columns], which of all [tiles x patches] features stands where.
+        size: (rows, columns) after it.
+    """
+
+    plane: torch.Tensor
+    size: tuple[int, int]
+
+
+def tilings_of(pictures: Sequence[Image.Image], rules: TileRules) -> tuple[Tiling, ...]:
+    """How each of one sample's pictures is cut."""
+    if len(pictures) > 1 and rules.multi_image == "square":
+        return (_square(rules),) * len(pictures)
+    return tuple(tiling(*picture.size, rules) for picture in pictures)
+
+
+def _square(rules: TileRules) -> Tiling:
+    """One tile and one row end: a row of a grid without columns."""
+    side = rules.tile_size
+    return Tiling(0, 0, side, (side, side), 0, 1, 0, 0, rules.patches_per_side)
 
 
 @lru_cache(maxsize=65536)
@@ -133,7 +176,28 @@ def tiling(width: int, height: int, rules: TileRules) -> Tiling:
         kept_columns = int(round(width * (patch_rows / height), 7))
         left = (patch_columns - kept_columns) // 2
         right = patch_columns - left
-    return Tiling(rows, columns, side, resized, top, bottom, left, right, patches)
+    downscaled = _downscaled(bottom - top, right - left, rules)
+    return Tiling(rows, columns, side, resized, top, bottom, left, right, patches, downscaled)
+
+
+def _downscaled(rows: int, columns: int, rules: TileRules) -> tuple[int, int] | None:
+    ratio = math.sqrt(rows * columns / (rules.max_tiles * rules.patches_per_side**2))
+    return (int(rows // ratio), int(columns // ratio)) if ratio > DOWNSCALE_ABOVE else None
+
+
+@lru_cache(maxsize=4096)
+def kept_plane(grid: Tiling) -> np.ndarray:
+    """The grid's features that see some of the picture.
+
+    Returns:
+        int64 [bottom - top, right - left]: index into the picture's [tiles x patches] features.
+    """
+    side = grid.patches_per_side
+    # [rows, columns, patch row, patch column] -> one plane of patches
+    plane = side * side + np.arange(grid.rows * grid.columns * side * side)
+    plane = plane.reshape(grid.rows, grid.columns, side, side).transpose(0, 2, 1, 3)
+    plane = plane.reshape(grid.rows * side, grid.columns * side)
+    return plane[grid.top : grid.bottom, grid.left : grid.right]
 
 
 @lru_cache(maxsize=4096)
@@ -141,16 +205,19 @@ def feature_order(grid: Tiling) -> np.ndarray:
     """Which feature stands at each placeholder of one picture.
 
     Returns:
-        int64 [num_features]: index into the picture's [tiles x patches] features, or `NEWLINE`.
+        int64 [num_features]: index into the picture's [tiles x patches] features, followed by its downscaled ones
+        where it has them, or `NEWLINE`.
     """
-    side = grid.patches_per_side
-    base = np.arange(side * side)
-    # [rows, columns, patch row, patch column] -> one plane of patches
-    plane = side * side + np.arange(grid.rows * grid.columns * side * side)
-    plane = plane.reshape(grid.rows, grid.columns, side, side).transpose(0, 2, 1, 3)
-    plane = plane.reshape(grid.rows * side, grid.columns * side)[grid.top : grid.bottom, grid.left : grid.right]
+    num_patches = grid.patches_per_side**2
+    if grid.downscaled is not None:
+        rows, columns = grid.downscaled
+        plane = grid.num_tiles * num_patches + np.arange(rows * columns).reshape(rows, columns)
+    elif grid.rows:
+        plane = kept_plane(grid)
+    else:
+        plane = np.empty((1, 0), np.int64)
     newlines = np.full((plane.shape[0], 1), NEWLINE)
-    order = np.concatenate([base, np.concatenate([plane, newlines], axis=1).reshape(-1)])
+    order = np.concatenate([np.arange(num_patches), np.concatenate([plane, newlines], axis=1).reshape(-1)])
     assert len(order) == grid.num_features
     order.setflags(write=False)
     return order
@@ -161,11 +228,13 @@ def tiles_of(picture: Image.Image, grid: Tiling) -> np.ndarray:
 
     Returns:
         uint8 [num_tiles, tile_size, tile_size, 3]: the whole picture squeezed into one tile, then the grid's tiles
-        row by row.
+        row by row; or the one square tile.
     """
     side = grid.tile_size
     width, height = grid.columns * side, grid.rows * side
     pixels = np.array(picture)
+    if not grid.rows:
+        return _resized(_padded_to_square(pixels), (side, side))[None]
     base = _resized(pixels, (side, side))[None]
     inside = _resized(pixels, grid.resized)
     canvas = np.zeros((height, width, 3), np.uint8)
@@ -199,6 +268,16 @@ def read_picture(source: Path | IO[bytes], name: str) -> Image.Image:
         raise InputError(f"picture {name} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise InputError(f"picture {name} cannot be read: {error}; replace or remove it") from None
+
+
+def _padded_to_square(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] in the middle of a grey square."""
+    height, width, _ = pixels.shape
+    side = max(height, width)
+    canvas = np.full((side, side, 3), int(255 * PIXEL_MEAN), np.uint8)
+    y, x = (side - height) // 2, (side - width) // 2
+    canvas[y : y + height, x : x + width] = pixels
+    return canvas
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from megatron_mm.chat import modes
-from megatron_mm.chat.images import TileRules, Tiling, tiles_of, tiling
+from megatron_mm.chat.images import TileRules, Tiling, tiles_of, tilings_of
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.tokenizer import IMAGE, TURN_END, TURN_START, ChatTokenizer
 from megatron_mm.config.errors import InputError
@@ -69,7 +69,7 @@ class Sample:
 
 def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, rules: TileRules) -> Prompt:
     """Ids up to and including the mode's trigger."""
-    tilings = tuple(tiling(*picture.size, rules) for picture in question.pictures)
+    tilings = tilings_of(question.pictures, rules)
     writer = _Writer(tokenizer)
     _write_question(writer, question, tilings)
     writer.control(modes.THINK)
@@ -98,7 +98,7 @@ def render_sample(question: Question, response: Response, tokenizer: ChatTokeniz
     reasoning = None if response.reasoning is None else response.reasoning.strip()
     if not answer or reasoning == "":
         raise InputError(f"question {question.text!r} has an empty {'answer' if not answer else 'reasoning'}")
-    tilings = tuple(tiling(*picture.size, rules) for picture in question.pictures)
+    tilings = tilings_of(question.pictures, rules)
     writer = _Writer(tokenizer)
     _write_question(writer, question, tilings)
     writer.control(modes.THINK)

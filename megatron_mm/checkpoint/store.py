@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_mm.checkpoint.paths import find, pointer, step_directory
 from megatron_mm.config.errors import InputError
+from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 
 
-def save(run_dir: Path, step: int, model: VisionLanguageModel, optimizer: MegatronOptimizer) -> None:
+def save(run_dir: Path, step: int, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> None:
     """Write a checkpoint after `step` steps; all ranks call it together."""
     final = step_directory(run_dir, step)
     partial = final.with_name(final.name + ".partial")
@@ -31,7 +32,7 @@ def save(run_dir: Path, step: int, model: VisionLanguageModel, optimizer: Megatr
     dist.barrier()
     # Megatron-Core would start a manager process for this queue, which imports the whole program again: seconds a run.
     filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()  # pyright: ignore
-    sharded = model.sharded_state_dict(metadata=_metadata())
+    sharded = _model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
     dist_checkpointing.save({"step": step, "model": sharded, "optimizer": optimizer_state}, str(partial))
     dist.barrier()
@@ -44,28 +45,58 @@ def save(run_dir: Path, step: int, model: VisionLanguageModel, optimizer: Megatr
     dist.barrier()
 
 
-def load_weights(path: Path, model: VisionLanguageModel) -> None:
+def load_weights(path: Path, chunks: Sequence[VisionLanguageModel]) -> None:
     """Fill the model from a checkpoint that any layout has written.
+
+    A position table of another tile size is interpolated to the model's, and a warning says so.
 
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
-    loaded = _load({"model": model.sharded_state_dict(metadata=_metadata())}, find(path))
-    model.load_state_dict(loaded["model"])
+    checkpoint = find(path)
+    state = _model_state(chunks)
+    _expect_stored_positions(state, checkpoint)
+    loaded = _load({"model": state}, checkpoint)["model"]
+    for number, chunk in enumerate(chunks):
+        if chunk.vision is not None:
+            of_chunk = loaded[str(number)]
+            num_patches = len(chunk.vision.position_embedding.weight)
+            of_chunk[POSITIONS] = fitted_positions(of_chunk[POSITIONS], num_patches, str(checkpoint))
+    _fill(chunks, loaded)
 
 
-def resume(path: Path, model: VisionLanguageModel, optimizer: MegatronOptimizer) -> int:
+def resume(path: Path, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> int:
     """Fill model and optimizer from a checkpoint that any layout has written, and return the steps done.
 
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
-    sharded = model.sharded_state_dict(metadata=_metadata())
+    sharded = _model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
     loaded = _load({"model": sharded, "optimizer": optimizer_state}, find(path))
-    model.load_state_dict(loaded["model"])
+    _fill(chunks, loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     return loaded["step"]
+
+
+def _model_state(chunks: Sequence[VisionLanguageModel]) -> dict[str, Any]:
+    """The sharded state of each chunk; the tensors' names in it are those of the whole model."""
+    return {str(number): chunk.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(chunks)}
+
+
+def _expect_stored_positions(state: dict[str, Any], checkpoint: Path) -> None:
+    """Make room for the position table as the checkpoint has it."""
+    stored: Any = dist_checkpointing.load_tensors_metadata(str(checkpoint)).get(POSITIONS)
+    for of_chunk in state.values():
+        mine = of_chunk.get(POSITIONS)
+        if mine is not None and stored is not None and stored.global_shape != mine.global_shape:
+            room = torch.empty(stored.global_shape, dtype=mine.dtype)
+            of_chunk[POSITIONS] = ShardedTensor.from_rank_offsets(POSITIONS, room, replica_id=mine.replica_id)
+
+
+def _fill(chunks: Sequence[VisionLanguageModel], loaded: dict[str, Any]) -> None:
+    for number, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[str(number)])
 
 
 def _metadata() -> dict[str, Any]:

@@ -1,44 +1,14 @@
-"""Which parallel layouts a model and a batch admit; asked before any process group is made."""
+"""Which parallel layouts a model and a batch admit, and what follows from a layout; asked before any rank starts."""
+
+import math
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.config.schema import RunConfig
+from megatron_mm.config.schema import ModelConfig, RunConfig
 
 
 def layout_faults(config: RunConfig, num_ranks: int) -> list[str]:
     """Every reason why `config` cannot run on `num_ranks` ranks, one sentence each, empty if it can."""
-    parallel, vision, language = config.parallel, config.model.vision, config.model.language
-    faults = []
-    split_by_tensor = {
-        "model.vision.num_heads": vision.num_heads,
-        "model.vision.ffn_hidden_size": vision.ffn_hidden_size,
-        "model.language.num_heads": language.num_heads,
-        "model.language.num_kv_heads": language.num_kv_heads,
-        "model.language.hidden_size": language.hidden_size,
-        "model.language.ffn_hidden_size": language.ffn_hidden_size,
-        "model.language.vocab_size": language.vocab_size,
-    }
-    for field, size in split_by_tensor.items():
-        if size % parallel.tensor:
-            faults.append(f"parallel.tensor={parallel.tensor} does not divide {field}={size}")
-    if language.num_layers % parallel.pipeline:
-        faults.append(
-            f"parallel.pipeline={parallel.pipeline} does not divide model.language.num_layers={language.num_layers}"
-        )
-    if parallel.sequence and parallel.tensor == 1:
-        faults.append("parallel.sequence=true needs parallel.tensor of 2 or more")
-    if num_ranks % parallel.model_ranks:
-        faults.append(
-            f"{num_ranks} ranks cannot be shared out over parallel.tensor={parallel.tensor} x "
-            f"parallel.pipeline={parallel.pipeline}; start a multiple of {parallel.model_ranks} ranks"
-        )
-    else:
-        per_pass = config.train.micro_batch * (num_ranks // parallel.model_ranks)
-        if config.train.global_batch % per_pass:
-            faults.append(
-                f"train.global_batch={config.train.global_batch} is not a multiple of train.micro_batch="
-                f"{config.train.micro_batch} x {num_ranks // parallel.model_ranks} data-parallel ranks"
-            )
-    return faults
+    return [*_tensor_faults(config), *_pipeline_faults(config), *_batch_faults(config, num_ranks)]
 
 
 def check_layout(config: RunConfig, num_ranks: int) -> None:
@@ -46,3 +16,134 @@ def check_layout(config: RunConfig, num_ranks: int) -> None:
     faults = layout_faults(config, num_ranks)
     if faults:
         raise InputError("\n".join([f"recipe {config.recipe} cannot run on {num_ranks} ranks:", *faults]))
+
+
+def pipeline_split(config: RunConfig) -> tuple[int, ...]:
+    """Language layers of each model chunk, in the order they run.
+
+    `parallel.pipeline_layers`, or the split whose largest chunk is smallest, with the ViT counted as
+    `vision_as_layers` layers of the first chunk. What cannot be shared out evenly stays away from the last chunk,
+    which has the output layer to do.
+    """
+    parallel, num_layers = config.parallel, config.model.language.num_layers
+    if parallel.pipeline_layers is not None:
+        return parallel.pipeline_layers
+    chunks = parallel.num_chunks
+    if chunks == 1:
+        return (num_layers,)
+    vision = vision_as_layers(config.model) if parallel.vision_as_layers is None else parallel.vision_as_layers
+    others = chunks - 1
+    candidates = range(num_layers - others + 1)
+    first = min(candidates, key=lambda first: (max(first + vision, math.ceil((num_layers - first) / others)), -first))
+    each, left = divmod(num_layers - first, others)
+    return (first, *(each + (chunk < left) for chunk in range(others)))
+
+
+def vision_as_layers(model: ModelConfig) -> int:
+    """How many language layers hold as many matrix entries as ViT and projector.
+
+    A tile gives the ViT and the language model the same number of tokens to within the row ends, so the matrices'
+    sizes compare the work.
+    """
+    vision, language = model.vision, model.language
+    vision_layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.ffn_hidden_size
+    projector = (vision.hidden_size + language.hidden_size) * language.hidden_size
+    attention = 2 * (language.num_heads + language.num_kv_heads) * language.head_dim
+    language_layer = language.hidden_size * (attention + 3 * language.ffn_hidden_size)
+    return round((vision.used_layers * vision_layer + projector) / language_layer)
+
+
+def sample_multiple(config: RunConfig) -> int:
+    """What the length of each sample is padded to a multiple of: zigzag order cuts it into two pieces a rank."""
+    context = config.parallel.context
+    return 2 * context if context > 1 else 1
+
+
+def sequence_multiple(config: RunConfig) -> int:
+    """What the length of a whole sequence is padded to a multiple of, so that every rank gets as many tokens."""
+    parallel = config.parallel
+    cut = parallel.context * (parallel.tensor if parallel.sequence else 1)
+    return math.lcm(cut, sample_multiple(config))
+
+
+def _tensor_faults(config: RunConfig) -> list[str]:
+    parallel, vision, language = config.parallel, config.model.vision, config.model.language
+    cut = {
+        "model.language.num_heads": language.num_heads,
+        "model.language.num_kv_heads": language.num_kv_heads,
+        "model.language.hidden_size": language.hidden_size,
+        "model.language.ffn_hidden_size": language.ffn_hidden_size,
+        "model.language.vocab_size": language.vocab_size,
+    }
+    if vision.parallel == "tensor":
+        cut |= {
+            "model.vision.num_heads": vision.num_heads,
+            "model.vision.ffn_hidden_size": vision.ffn_hidden_size,
+        }
+    faults = [
+        f"parallel.tensor={parallel.tensor} does not divide {field}={size}"
+        + ("; model.vision.parallel=data does not cut it" if field.startswith("model.vision") else "")
+        for field, size in cut.items()
+        if size % parallel.tensor
+    ]
+    if parallel.sequence and parallel.tensor == 1:
+        faults.append("parallel.sequence=true needs parallel.tensor of 2 or more")
+    if vision.parallel == "data" and parallel.tensor == 1:
+        faults.append(
+            "model.vision.parallel=data needs parallel.tensor of 2 or more: it shares tiles out over its ranks"
+        )
+    return faults
+
+
+def _pipeline_faults(config: RunConfig) -> list[str]:
+    parallel, num_layers = config.parallel, config.model.language.num_layers
+    faults = []
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        faults.append(f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs parallel.pipeline of 2 or more")
+    if parallel.num_chunks > num_layers:
+        faults.append(
+            f"parallel.pipeline={parallel.pipeline} x parallel.virtual_pipeline={parallel.virtual_pipeline} is more "
+            f"chunks than model.language.num_layers={num_layers}"
+        )
+    layers = parallel.pipeline_layers
+    if layers is None:
+        return faults
+    if len(layers) != parallel.num_chunks:
+        faults.append(
+            f"parallel.pipeline_layers={list(layers)} names {len(layers)} chunks; parallel.pipeline="
+            f"{parallel.pipeline} x parallel.virtual_pipeline={parallel.virtual_pipeline} makes {parallel.num_chunks}"
+        )
+    if sum(layers) != num_layers:
+        faults.append(
+            f"parallel.pipeline_layers={list(layers)} sums to {sum(layers)}, not to model.language.num_layers="
+            f"{num_layers}"
+        )
+    if min(layers, default=0) < 0 or (len(layers) > 1 and min(layers[1:]) < 1):
+        faults.append(
+            f"parallel.pipeline_layers={list(layers)}: only the first chunk, which holds the ViT, may have no layer"
+        )
+    return faults
+
+
+def _batch_faults(config: RunConfig, num_ranks: int) -> list[str]:
+    parallel, train = config.parallel, config.train
+    if num_ranks % parallel.model_ranks:
+        return [
+            f"{num_ranks} ranks cannot be shared out over parallel.tensor={parallel.tensor} x parallel.pipeline="
+            f"{parallel.pipeline} x parallel.context={parallel.context}; start a multiple of {parallel.model_ranks} "
+            "ranks"
+        ]
+    data_ranks = num_ranks // parallel.model_ranks
+    num_passes, rest = divmod(train.global_batch, train.micro_batch * data_ranks)
+    if rest:
+        return [
+            f"train.global_batch={train.global_batch} is not a multiple of train.micro_batch={train.micro_batch} x "
+            f"{data_ranks} data-parallel ranks"
+        ]
+    if parallel.virtual_pipeline > 1 and num_passes % parallel.pipeline:
+        return [
+            f"parallel.virtual_pipeline={parallel.virtual_pipeline} interleaves micro-batches in groups of "
+            f"parallel.pipeline={parallel.pipeline}; train.global_batch={train.global_batch} makes {num_passes} a "
+            "rank, which is not a multiple of it"
+        ]
+    return []

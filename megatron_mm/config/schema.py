@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MODULES = ("vision", "projector", "language")
-Module = Literal["vision", "projector", "language"]
+MODULES = ("vision", "projector", "language", "embeddings")
+Module = Literal["vision", "projector", "language", "embeddings"]
 
 
 class Section(BaseModel):
@@ -21,12 +21,17 @@ class Section(BaseModel):
 
 
 class VisionConfig(Section):
-    """A SigLIP or SigLIP2 ViT of fixed tile size, used without its pooling head and final LayerNorm."""
+    """A SigLIP or SigLIP2 ViT of fixed tile size, used without its pooling head and final LayerNorm.
+
+    Sizes are those of the released ViT. Where `image_size` differs from the weights', their position table is
+    interpolated when they are loaded.
+    """
 
     preset: str | None = Field(
         default=None, description="name of a file in megatron_mm/presets/vision; other keys override it"
     )
     num_layers: int = Field(gt=0)
+    drop_last_layers: int = Field(default=0, ge=0, description="layers at the end that are left out")
     hidden_size: int = Field(gt=0)
     num_heads: int = Field(gt=0)
     ffn_hidden_size: int = Field(gt=0)
@@ -34,6 +39,15 @@ class VisionConfig(Section):
     patch_size: int = Field(gt=0, description="side of a patch in pixels")
     norm_eps: float = Field(default=1e-6, gt=0)
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
+    parallel: Literal["tensor", "data"] = Field(
+        default="tensor",
+        description="inside the tensor-parallel group: cut the layers (tensor), or share out the tiles (data)",
+    )
+
+    @property
+    def used_layers(self) -> int:
+        """Layers that a tile passes through."""
+        return self.num_layers - self.drop_last_layers
 
     @property
     def patches_per_side(self) -> int:
@@ -45,10 +59,19 @@ class VisionConfig(Section):
         """Feature vectors that one tile becomes."""
         return self.patches_per_side**2
 
+    @model_validator(mode="after")
+    def _some_layers_and_patches_are_left(self) -> "VisionConfig":
+        if self.used_layers < 1:
+            raise ValueError(f"drop_last_layers={self.drop_last_layers} leaves none of num_layers={self.num_layers}")
+        if self.patches_per_side < 1:
+            raise ValueError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}")
+        return self
+
 
 class ProjectorConfig(Section):
     """LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it."""
 
+    pre_norm: bool = Field(default=True, description="the LayerNorm; R-4B has it, LLaVA-OneVision does not")
     norm_eps: float = Field(default=1e-6, gt=0)
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
 
@@ -82,14 +105,23 @@ class ModelConfig(Section):
     tile_grids: tuple[tuple[int, int], ...] = Field(
         default=((1, 1),), min_length=1, description="allowed any-res grids as (rows, columns) of tiles"
     )
+    max_tiles: int = Field(
+        default=9,
+        gt=0,
+        description="N of anyres_max_N: features of a grid are scaled down to about N tiles where they are more than "
+        "1.21 N (LLaVA-OneVision)",
+    )
+    multi_image: Literal["anyres", "square"] = Field(
+        default="anyres",
+        description="how each of several pictures of one sample is cut: by the grids (LLaVA-NeXT, R-4B in vLLM), or "
+        "padded to one square tile (LLaVA-OneVision)",
+    )
 
     @model_validator(mode="after")
-    def _tile_grids_stay_under_the_downscale(self) -> "ModelConfig":
-        # vLLM's R-4B counts placeholders without the anyres_max_9 down-scale that its merge applies above
-        # 1.1^2 * 9 tiles (recipes: R-4B 1.1), so larger grids would break the prompt there.
+    def _tile_grids_are_positive(self) -> "ModelConfig":
         for rows, columns in self.tile_grids:
-            if rows < 1 or columns < 1 or rows * columns > 9:
-                raise ValueError(f"tile_grids holds ({rows}, {columns}); use 1 to 9 tiles a picture")
+            if rows < 1 or columns < 1:
+                raise ValueError(f"tile_grids holds ({rows}, {columns}); rows and columns are 1 or more")
         return self
 
 
@@ -101,6 +133,7 @@ class DataConfig(Section):
         default_factory=dict, description="weight of each part 'source/mode', for example {'easy/thinking': 1}"
     )
     text_only: bool = Field(default=False, description="put the picture's caption where the picture would stand")
+    packed: bool = Field(default=False, description="join the samples of a micro-batch to one sequence, none padded")
     max_sequence_tokens: int = Field(default=1024, gt=1, description="longest sample; a longer one is refused by name")
     num_workers: int = Field(default=0, ge=0, description="loader processes a rank; 0 reads in the training process")
 
@@ -117,12 +150,29 @@ class ParallelConfig(Section):
 
     tensor: int = Field(default=1, gt=0)
     pipeline: int = Field(default=1, gt=0)
+    virtual_pipeline: int = Field(default=1, gt=0, description="model chunks a pipeline stage; 2 or more interleave")
+    pipeline_layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="language layers of each model chunk in the order they run; left out, shared out evenly",
+    )
+    vision_as_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="language layers that ViT and projector count for where pipeline_layers is left out; left out "
+        "itself, their share of the parameters says",
+    )
+    context: int = Field(default=1, gt=0, description="ranks that share one sequence, cut in zigzag order after fusion")
     sequence: bool = Field(default=False, description="Megatron's sequence parallelism in the tensor-parallel group")
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that hold one copy of the model."""
-        return self.tensor * self.pipeline
+        """Ranks that one copy of the model and one sequence are cut over."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def num_chunks(self) -> int:
+        """Model chunks over all pipeline stages."""
+        return self.pipeline * self.virtual_pipeline
 
 
 class TrainConfig(Section):
@@ -132,9 +182,23 @@ class TrainConfig(Section):
     global_batch: int = Field(gt=0, description="samples of one optimizer step over all ranks")
     micro_batch: int = Field(gt=0, description="samples of one forward pass on one data-parallel rank")
     trained: tuple[Module, ...] = Field(
-        default=MODULES, min_length=1, description="modules that learn; others stay frozen"
+        default=MODULES,
+        min_length=1,
+        description="modules that learn; others stay frozen. embeddings are the language model's input and output "
+        "tables, language is the rest of it",
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="activations recomputed in the backward pass: those of attention, or of whole layers",
     )
     log_every: int = Field(default=10, gt=0)
+
+
+class ModuleRate(Section):
+    """Learning rate of one module; left out, min_lr equals lr: it stays constant after warm-up."""
+
+    lr: float = Field(gt=0)
+    min_lr: float | None = Field(default=None, ge=0)
 
 
 class OptimConfig(Section):
@@ -142,6 +206,12 @@ class OptimConfig(Section):
 
     lr: float = Field(gt=0)
     min_lr: float = Field(default=0.0, ge=0)
+    modules: dict[Module, ModuleRate] = Field(
+        default_factory=dict, description="rates of modules that differ, for example {vision: {lr: 4e-6}}"
+    )
+    distributed: bool = Field(
+        default=True, description="share the optimizer's state out over data- and context-parallel ranks"
+    )
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
     # The papers name neither betas, decay nor clipping: these four are our defaults (recipes: R-4B 1.4).

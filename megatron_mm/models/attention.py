@@ -1,22 +1,30 @@
 """Norm and core attention of the local backend, where Megatron-Core's own fall short.
 
 Megatron-Core's WrappedTorchNorm refuses sequence parallelism, and its DotProductAttention holds S x S scores; torch's
-scaled_dot_product_attention does not.
+scaled_dot_product_attention does not. Nor does it know packs or context parallelism.
 """
 
+import itertools
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_mm.models.packing import zigzag
+
 # Up to here the scores are held: torch's fused CPU kernel starts anew for each sample and head, and its forward and
 # backward take 1.5 (S 256) to 6 times (S 88, batch 32) as long as three matrix products; beyond, it wins.
 SHORT_SEQUENCE = 256
+# Rows of a mask that is held at once, where a context-parallel rank's queries stand in the middle of a sample.
+MASKED_QUERIES = 1024
 
 
 class Norm(torch.nn.Module):
@@ -42,9 +50,14 @@ class Norm(torch.nn.Module):
 
 
 class CoreAttention(MegatronModule):
-    """Attention over queries [S, B, heads, dim] and keys, values [S, B, kv heads, dim] -> [S, B, heads * dim].
+    """Attention of one rank's heads, over padded samples or a pack, over the whole sequence or a part of it.
 
-    Samples are padded on the right, so a causal mask is all that language needs, and none is all that the ViT needs.
+    Padded samples: queries [S, B, heads, dim], keys and values [S, B, kv heads, dim] -> [S, B, heads * dim]. They are
+    padded on the right, so a causal mask is all that language needs, and none is all that the ViT needs.
+
+    Packs: queries [S, heads, dim], keys and values [S, kv heads, dim] -> [S, heads, dim]; a token sees its own sample.
+
+    With context parallelism, S is this rank's part in zigzag order (models/packing.py); keys and values are gathered.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class CoreAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
         **_: Any,
     ):
         del layer_number
@@ -63,6 +77,11 @@ class CoreAttention(MegatronModule):
         assert config.kv_channels is not None
         self.causal = attn_mask_type is AttnMaskType.causal
         self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
+        self.context: Any = None
+        if config.context_parallel_size > 1:
+            assert pg_collection is not None
+            assert self.causal
+            self.context = pg_collection.cp
 
     def forward(
         self,
@@ -72,29 +91,90 @@ class CoreAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         assert attention_mask is None
         assert attention_bias is None
-        assert packed_seq_params is None
         assert attn_mask_type is None or (attn_mask_type is AttnMaskType.causal) == self.causal
-        # [S, B, n, d] -> [B, n, S, d]
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if query.shape[2] <= SHORT_SEQUENCE:
+        if packed_seq_params is not None:
+            return self._over(query, key, value, packed_seq_params.cu_seqlens_q.tolist())
+        # [S, B, n, d] -> [S, B * n, d]: samples padded to one length are so many more heads.
+        num_samples, ranks = query.shape[1], 1 if self.context is None else self.context.size()
+        starts = [0, query.shape[0] * ranks]
+        out = self._over(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2), starts)
+        return out.unflatten(1, (num_samples, -1)).flatten(2)
+
+    def _over(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+        """[S, n, d], [S, k, d], [S, k, d] -> [S, n, d] of a row of samples, of which this rank may have a part."""
+        if self.context is None:
+            return self._per_sample(query, key, value, starts)
+        return self._across_ranks(query, key, value, starts)
+
+    def _per_sample(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+        """[S, n, d], [S, k, d], [S, k, d] -> [S, n, d], each sample by itself."""
+        lengths = [end - start for start, end in itertools.pairwise(starts)]
+        pieces = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*piece) for piece in pieces])
+
+    def _across_ranks(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+        """The same where each rank has some pieces of each sample; the gradients of keys and values are summed."""
+        rank, ranks = self.context.rank(), self.context.size()
+        gathered = gather_from_sequence_parallel_region(torch.cat([key, value], 1), group=self.context)
+        positions = torch.cat([zigzag(starts, other, ranks) for other in range(ranks)]).to(query.device)
+        key, value = gathered[positions.argsort()].chunk(2, 1)
+        out, done = [], 0
+        for start, end in itertools.pairwise(starts):
+            size = (end - start) // (2 * ranks)
+            for piece in (rank, 2 * ranks - 1 - rank):
+                seen = slice(start, start + (piece + 1) * size)
+                out.append(self._attend(query[done : done + size], key[seen], value[seen]))
+                done += size
+        return torch.cat(out)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[Q, n, d], [K, k, d], [K, k, d] -> [Q, n, d]; under a causal mask the queries are the last Q of K tokens."""
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [n, Q, d], [k, K, d]
+        num_queries, num_keys = query.shape[1], key.shape[1]
+        if max(num_queries, num_keys) <= SHORT_SEQUENCE:
             out = _attention_with_scores(query, key, value, self.scale, causal=self.causal)
+        elif num_queries == num_keys or not self.causal:
+            out = _fused_attention(query, key, value, self.scale, causal=self.causal)
         else:
-            out = F.scaled_dot_product_attention(
-                query, key, value, is_causal=self.causal, scale=self.scale, enable_gqa=query.shape[1] != key.shape[1]
+            blocks = query.split(MASKED_QUERIES, 1)
+            ends = itertools.accumulate((block.shape[1] for block in blocks), initial=num_keys - num_queries)
+            next(ends)
+            out = torch.cat(
+                [
+                    _fused_attention(block, key[:, :end], value[:, :end], self.scale, mask=_mask(block.shape[1], end))
+                    for block, end in zip(blocks, ends, strict=True)
+                ],
+                1,
             )
-        return out.permute(2, 0, 1, 3).flatten(2)
+        return out.transpose(0, 1)
+
+
+def _mask(num_queries: int, num_keys: int) -> Tensor:
+    """bool [Q, K]: the queries are the last of the keys' tokens and see themselves and what is before them."""
+    return torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    """torch's attention over [n, Q, d] and [k, K, d], keys and values shared by their group of queries."""
+    grouped = query.shape[0] != key.shape[0]
+    return F.scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )[0]
 
 
 def _attention_with_scores(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool) -> Tensor:
-    """softmax(Q K^T * scale) V over [B, n, S, d], keys and values repeated for their group of queries."""
-    queries_per_key = query.shape[1] // key.shape[1]
+    """softmax(Q K^T * scale) V over [n, Q, d] and [k, K, d], keys and values repeated for their group of queries."""
+    queries_per_key = query.shape[0] // key.shape[0]
     if queries_per_key > 1:
-        key, value = (x.repeat_interleave(queries_per_key, 1) for x in (key, value))
+        key, value = (x.repeat_interleave(queries_per_key, 0) for x in (key, value))
     scores = (query * scale) @ key.transpose(-1, -2)
     if causal:
-        scores = scores + torch.full_like(scores[0, 0], -math.inf).triu(1)
+        num_queries, num_keys = scores.shape[1:]
+        scores = scores + torch.full_like(scores[0], -math.inf).triu(1 + num_keys - num_queries)
     return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value

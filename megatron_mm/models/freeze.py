@@ -1,29 +1,52 @@
-"""Which modules learn. Called before Megatron-Core's DDP makes its gradient buffers."""
+"""Which modules learn, under the names that the config gives them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from megatron_mm.config.schema import MODULES
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from torch.nn import Parameter
+
+from megatron_mm.config.schema import MODULES, Module
 from megatron_mm.models.vlm import VisionLanguageModel
 
-# Parts of the composition under each name of the config. The newline vector is learned with the projector: both stand
-# between the ViT and the language model.
-_PARTS = {"vision": ("vision",), "projector": ("projector", "fusion"), "language": ("language",)}
+# The newline vector is learned with the projector: both stand between the ViT and the language model.
+_PREFIXES: dict[str, Module] = {
+    "vision.": "vision",
+    "projector.": "projector",
+    "fusion.": "projector",
+    "language.embedding.": "embeddings",
+    "language.output_layer.": "embeddings",
+    "language.": "language",
+}
 
 
-def freeze_all_but(model: VisionLanguageModel, trained: Iterable[str]) -> dict[str, int]:
-    """Let only the modules `trained` learn.
+def module_of(name: str) -> Module:
+    """The module that a parameter of VisionLanguageModel belongs to."""
+    return next(module for prefix, module in _PREFIXES.items() if name.startswith(prefix))
 
-    Returns:
-        Trained parameters of each module on this rank.
-    """
+
+def freeze_all_but(chunks: Sequence[VisionLanguageModel], trained: Iterable[str]) -> None:
+    """Let only the modules `trained` learn. Call before Megatron-Core's DDP makes its gradient buffers."""
     trained = set(trained)
-    counts: dict[str, int] = dict.fromkeys(MODULES, 0)
-    for module in MODULES:
-        for part in _PARTS[module]:
-            child = getattr(model, part)
-            if child is None:
-                continue
-            for parameter in child.parameters():
-                parameter.requires_grad_(module in trained)
-                counts[module] += parameter.numel() if module in trained else 0
-    return counts
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            parameter.requires_grad_(module_of(name) in trained)
+
+
+def num_trained(chunks: Sequence[VisionLanguageModel]) -> dict[str, int]:
+    """Trained parameters of each module over the whole model; all ranks call it together."""
+    groups = chunks[0].groups
+    counts = torch.zeros(len(MODULES), dtype=torch.int64, device=next(chunks[0].parameters()).device)
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if parameter.requires_grad and _is_counted(parameter, groups.tp):
+                counts[MODULES.index(module_of(name))] += parameter.numel()
+    dist.all_reduce(counts, group=groups.mp)
+    return dict(zip(MODULES, counts.tolist(), strict=True))
+
+
+def _is_counted(parameter: Parameter, tensor_group: dist.ProcessGroup) -> bool:
+    """Whether this rank's part is no copy of another's, be it of a tensor-parallel rank or of the tied embedding."""
+    is_copy = getattr(parameter, "shared", False)
+    return not is_copy and param_is_not_tensor_parallel_duplicate(parameter, tensor_group)

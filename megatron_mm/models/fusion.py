@@ -1,10 +1,14 @@
 """Image features into the places of the image tokens."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_mm.chat.images import Downscale
 from megatron_mm.config.errors import InputError
 
 
@@ -18,15 +22,18 @@ class ImageFusion(MegatronModule):
         scale = config.hidden_size**-0.5
         self.image_newline = torch.nn.Parameter(torch.randn(config.hidden_size, dtype=config.params_dtype) * scale)
 
-    def forward(self, embeddings: Tensor, ids: Tensor, features: Tensor, order: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, ids: Tensor, features: Tensor, order: Tensor, downscales: Sequence[Downscale] = ()
+    ) -> Tensor:
         """Replace placeholders.
 
         Args:
             embeddings: [S, B, H].
             ids: [B, S].
             features: [T, P, H], projected.
-            order: int64 [N], for each placeholder in (batch, sequence) order its row of the flattened features, or
-                T * P for the newline.
+            order: int64 [N], for each placeholder in (batch, sequence) order its row: of the flattened features, or
+                T * P for the newline, or from T * P + 1 on of the downscaled features.
+            downscales: whose results, flattened and behind each other, are the downscaled features.
 
         Returns:
             [S, B, H].
@@ -41,6 +48,14 @@ class ImageFusion(MegatronModule):
                 f"the batch holds {num_placeholders} image tokens but {order.numel()} image features; the ids were "
                 "not made from these pictures with this model's tile_grids"
             )
-        rows = torch.cat([features.flatten(0, 1), self.image_newline[None].to(features.dtype)])
+        rows = features.flatten(0, 1)
+        downscaled = [_downscaled(rows, downscale) for downscale in downscales]
+        rows = torch.cat([rows, self.image_newline[None].to(rows.dtype), *downscaled])
         merged = embeddings.transpose(0, 1).masked_scatter(is_image.unsqueeze(-1), rows[order].to(embeddings.dtype))
         return merged.transpose(0, 1).contiguous()
+
+
+def _downscaled(rows: Tensor, downscale: Downscale) -> Tensor:
+    """Bilinear, without antialiasing, as transformers' and vLLM's pack_image_features: [rows * columns, H]."""
+    plane = rows[downscale.plane].permute(2, 0, 1)[None]
+    return F.interpolate(plane, downscale.size, mode="bilinear")[0].flatten(1).transpose(0, 1)

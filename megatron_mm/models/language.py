@@ -1,11 +1,52 @@
-"""Qwen3 as Megatron-Core's GPTModel."""
+"""Qwen3 as Megatron-Core's GPTModel, with an output layer that works on the trained tokens only."""
+
+from typing import Any
 
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, vocab_parallel_cross_entropy
 from megatron.core.transformer import TransformerConfig
+from torch import Tensor
 
 from megatron_mm.config.schema import LanguageConfig
 from megatron_mm.models.specs import block_spec
+
+
+class LanguageModel(GPTModel):
+    """A GPTModel whose logits and losses are made for the tokens of `loss_mask` alone.
+
+    Most tokens of a multimodal sample are placeholders and prompt; their logits over a vocabulary of 150,000 would
+    take more memory and time than the layers before them.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        if self.post_process and config.sequence_parallel:
+            # The whole sequence is gathered here, to pick from; the output layer takes it as it comes.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = True
+
+    def _postprocess(  # pyright: ignore[reportIncompatibleMethodOverride] (it is called by name)
+        self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **_: Any
+    ) -> Tensor:
+        """Hidden states [S, B, H] -> logits [B, S, V / ranks], or losses [B, S], or of the masked tokens [N].
+
+        Other stages than the last pass the hidden states on.
+        """
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            # Gradients come back whole from the output layer, so the gather only cuts them again.
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        hidden_states = hidden_states.transpose(0, 1)  # [B, S, H]
+        if loss_mask is not None and labels is not None:
+            hidden_states, labels = hidden_states[loss_mask], labels[loss_mask]  # [N, H], [N]
+        logits, _ = self.output_layer(hidden_states, weight=weight)
+        return logits if labels is None else vocab_parallel_cross_entropy(logits.float(), labels)
 
 
 def build_language_model(
@@ -16,11 +57,18 @@ def build_language_model(
     *,
     first: bool,
     last: bool,
-) -> GPTModel:
-    """This rank's pipeline stage of a Qwen3; `first` holds the embedding, `last` the output layer."""
-    return GPTModel(
+    chunk: int | None,
+) -> LanguageModel:
+    """One model chunk of this rank's pipeline stage of a Qwen3.
+
+    Args:
+        first: holds the embedding.
+        last: holds the output layer.
+        chunk: number of the chunk where the stage has several.
+    """
+    return LanguageModel(
         config,
-        block_spec(config, backend, causal=True, stage=groups.pp.rank()),  # pyright: ignore
+        block_spec(config, backend, groups.pp.rank(), causal=True, chunk=chunk),
         language.vocab_size,
         language.max_positions,
         pre_process=first,
@@ -31,4 +79,5 @@ def build_language_model(
         # The whole sequence is needed to put image features in; it is scattered afterwards.
         scatter_embedding_sequence_parallel=False,
         pg_collection=groups,
+        vp_stage=chunk,
     )

@@ -8,8 +8,15 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 from megatron.core.utils import init_method_normal
 
+from megatron_mm.config.layout import pipeline_split
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.parallel.platform import Platform
+
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -31,23 +38,40 @@ def language_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         activation_func=F.silu,
         add_bias_linear=False,
         **_initialisation(language.init_std),
-        pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence,
-        pipeline_dtype=DTYPES[config.precision],
-        # Micro-batches are padded to their own longest sample, so stages tell each other the shape; Megatron-Core
-        # allows that with this dispatcher only, dense models included.
-        variable_seq_lengths=parallel.pipeline > 1,
-        moe_token_dispatcher_type="alltoall",
+        context_parallel_size=parallel.context,
         calculate_per_token_loss=True,
-        **_shared(config, platform),
+        **_pipeline(config),
+        **_shared(config, platform, parallel.tensor),
     )
+
+
+def _pipeline(config: RunConfig) -> dict[str, Any]:
+    parallel = config.parallel
+    if parallel.pipeline == 1:
+        return {}
+    layout = [["decoder"] * num_layers for num_layers in pipeline_split(config)]
+    layout[0].insert(0, "embedding")
+    layout[-1].append("loss")
+    return {
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "pipeline_model_parallel_layout": layout,
+        "pipeline_dtype": DTYPES[config.precision],
+        # Micro-batches are as long as their samples, so stages tell each other the shape; Megatron-Core allows that
+        # with this dispatcher only, dense models included.
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",
+        # Interleaved over two stages, the batched form pairs up the wrong sends and receives: no error, wrong losses.
+        "overlap_p2p_comm": parallel.virtual_pipeline > 1,
+        "batch_p2p_comm": parallel.virtual_pipeline == 1,
+    }
 
 
 def vision_config(config: RunConfig, platform: Platform) -> TransformerConfig:
     """SigLIP: LayerNorm, full attention, tanh-GELU, biases; whole on the first pipeline stage."""
     vision = config.model.vision
     return TransformerConfig(
-        num_layers=vision.num_layers,
+        num_layers=vision.used_layers,
         hidden_size=vision.hidden_size,
         num_attention_heads=vision.num_heads,
         ffn_hidden_size=vision.ffn_hidden_size,
@@ -56,7 +80,7 @@ def vision_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         activation_func=partial(F.gelu, approximate="tanh"),
         add_bias_linear=True,
         **_initialisation(vision.init_std),
-        **_shared(config, platform),
+        **_shared(config, platform, config.parallel.tensor if vision.parallel == "tensor" else 1),
     )
 
 
@@ -74,7 +98,7 @@ def projector_config(config: RunConfig, platform: Platform) -> TransformerConfig
         activation_func=F.gelu,
         add_bias_linear=True,
         **_initialisation(config.model.projector.init_std),
-        **_shared(config, platform),
+        **_shared(config, platform, config.parallel.tensor),
     )
 
 
@@ -83,15 +107,16 @@ def _initialisation(std: float) -> dict[str, Any]:
     return {"init_method": init_method_normal(std), "output_layer_init_method": init_method_normal(std)}
 
 
-def _shared(config: RunConfig, platform: Platform) -> dict[str, Any]:
+def _shared(config: RunConfig, platform: Platform, tensor_ranks: int) -> dict[str, Any]:
     dtype = DTYPES[config.precision]
     return {
-        "tensor_model_parallel_size": config.parallel.tensor,
+        "tensor_model_parallel_size": tensor_ranks,
         "params_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         # Its fused GELU is the tanh formula, whatever activation_func says.
         "bias_activation_fusion": False,
+        **_RECOMPUTE[config.train.recompute],
         **platform.transformer_settings(),
     }

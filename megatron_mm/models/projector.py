@@ -1,7 +1,8 @@
-"""LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it."""
+"""LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it; LLaVA's has no LayerNorm."""
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -13,11 +14,18 @@ class Projector(MegatronModule):
     """Features [..., H of the ViT] -> [..., H of the language model]."""
 
     def __init__(
-        self, config: TransformerConfig, vision_hidden_size: int, backend: str, groups: ProcessGroupCollection
+        self,
+        config: TransformerConfig,
+        vision_hidden_size: int,
+        backend: str,
+        groups: ProcessGroupCollection,
+        *,
+        pre_norm: bool,
     ):
         super().__init__(config)
         use = parts(backend)
-        self.pre_norm = use.norm(config=config, hidden_size=vision_hidden_size, eps=config.layernorm_epsilon)
+        norm = use.norm if pre_norm else IdentityOp
+        self.pre_norm = norm(config=config, hidden_size=vision_hidden_size, eps=config.layernorm_epsilon)
         self.mlp = MLP(
             config,
             use.mlp,

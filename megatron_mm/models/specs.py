@@ -48,13 +48,17 @@ def parts(backend: str) -> Parts:
     return Parts(TENorm, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention)
 
 
-def block_spec(config: TransformerConfig, backend: str, *, causal: bool, stage: int) -> TransformerBlockSubmodules:
-    """A stack of pre-norm layers as one pipeline stage holds it.
+def block_spec(
+    config: TransformerConfig, backend: str, stage: int = 0, *, causal: bool, chunk: int | None = None
+) -> TransformerBlockSubmodules:
+    """A stack of pre-norm layers as one model chunk of a pipeline stage holds it.
 
     Args:
-        config: its pipeline size says how many layers the stage gets.
-        causal: language; otherwise every token sees every other.
+        config: its pipeline settings say how many layers the chunk gets.
+        backend: "local" or "te".
         stage: rank in the pipeline.
+        causal: language; otherwise every token sees every other.
+        chunk: number of the chunk where the stage has several.
     """
     use = parts(backend)
     # Functions where Megatron-Core's types ask for modules.
@@ -81,5 +85,5 @@ def block_spec(config: TransformerConfig, backend: str, *, causal: bool, stage: 
             mlp_bda=add_residual,
         ),
     )
-    num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=stage)
+    num_layers = get_num_layers_to_build(config, vp_stage=chunk, pp_rank=stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=use.norm)

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_mm.chat.images import Downscale
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.models.fusion import ImageFusion
 from megatron_mm.models.language import build_language_model
 from megatron_mm.models.megatron_config import language_config, projector_config, vision_config
+from megatron_mm.models.packing import packed_sequence, zigzag
 from megatron_mm.models.projector import Projector
-from megatron_mm.models.vision import VisionModel
+from megatron_mm.models.vision import SharedOutVisionModel, VisionModel
 from megatron_mm.parallel.platform import Platform
 
 
@@ -25,38 +28,62 @@ class Pictures:
     Attributes:
         tiles: float [T, 3, h, w], normalised.
         order: int64 [N], see ImageFusion.
+        downscales: see ImageFusion.
     """
 
     tiles: Tensor
     order: Tensor
+    downscales: tuple[Downscale, ...] = ()
 
 
 class VisionLanguageModel(MegatronModule):
-    """This rank's part of the model: ViT, projector and embedding live on the first pipeline stage."""
+    """One model chunk of this rank's pipeline stage: ViT, projector and embedding live in the first of all chunks.
 
-    def __init__(self, config: RunConfig, platform: Platform, groups: ProcessGroupCollection, image_token: int):
-        language = language_config(config, platform)
+    Args:
+        language: Megatron-Core's config of the language model, shared by all chunks of the rank.
+        chunk: number of the chunk where the stage has several.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        language: TransformerConfig,
+        platform: Platform,
+        groups: ProcessGroupCollection,
+        image_token: int,
+        chunk: int | None,
+    ):
         super().__init__(language)
         self.groups = groups
+        last_chunk = config.parallel.virtual_pipeline - 1
         # What Megatron-Core's schedules and gradient finalisation ask a model for.
-        self.pre_process = groups.pp.rank() == 0
-        self.post_process = groups.pp.rank() == groups.pp.size() - 1
-        self.vp_stage = None
+        self.pre_process = groups.pp.rank() == 0 and chunk in (None, 0)
+        self.post_process = groups.pp.rank() == groups.pp.size() - 1 and chunk in (None, last_chunk)
+        self.vp_stage = chunk
         self.model_type = ModelType.encoder_or_decoder
         self.share_embeddings_and_output_weights = config.model.language.tied_embeddings
 
         self.vision = self.projector = self.fusion = None
         backend = platform.layer_backend
         if self.pre_process:
-            vision = config.model.vision
-            self.vision = VisionModel(vision_config(config, platform), vision, backend, groups)
-            self.projector = Projector(projector_config(config, platform), vision.hidden_size, backend, groups)
+            vision, projector = config.model.vision, config.model.projector
+            vision_model = VisionModel if vision.parallel == "tensor" else SharedOutVisionModel
+            self.vision = vision_model(vision_config(config, platform), vision, backend, groups)
+            self.projector = Projector(
+                projector_config(config, platform), vision.hidden_size, backend, groups, pre_norm=projector.pre_norm
+            )
             self.fusion = ImageFusion(language, image_token)
             # Run in place of missing pictures, so that every rank's parameters take part in every step.
             side = vision.image_size
             self.register_buffer("blank_tile", torch.zeros(1, 3, side, side), persistent=False)
         self.language = build_language_model(
-            language, config.model.language, backend, groups, first=self.pre_process, last=self.post_process
+            language,
+            config.model.language,
+            backend,
+            groups,
+            first=self.pre_process,
+            last=self.post_process,
+            chunk=chunk,
         )
 
     def shared_embedding_or_output_weight(self) -> Tensor:
@@ -64,25 +91,50 @@ class VisionLanguageModel(MegatronModule):
         return self.language.shared_embedding_or_output_weight()
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:
-        """Take the hidden states of the stage before."""
+        """Take the hidden states of the chunk before."""
         self.language.set_input_tensor(input_tensor)
 
-    def forward(self, ids: Tensor, pictures: Pictures | None = None, labels: Tensor | None = None) -> Tensor:
-        """Run this stage.
+    def forward(
+        self,
+        ids: Tensor,
+        pictures: Pictures | None = None,
+        starts: Tensor | None = None,
+        labels: Tensor | None = None,
+        trained: Tensor | None = None,
+    ) -> Tensor:
+        """Run this chunk.
 
         Args:
             ids: int64 [B, S].
             pictures: of the whole batch; None where it has none.
+            starts: int32 [samples + 1], where each sample of a pack begins, and the end; then B is 1.
             labels: int64 [B, S]; None asks for logits.
+            trained: bool [B, S], the tokens whose loss is wanted; None wants all.
 
         Returns:
-            On the last stage the loss of each token [B, S], or logits [B, S, V / tensor ranks]; on the others hidden
-            states [S, B, H].
+            From the last chunk the loss of each token [B, S] or of the trained ones [N] in (batch, sequence) order, or
+            logits [B, S, V / tensor ranks]; from the others hidden states [S, B, H]. With context parallelism S and N
+            are of this rank's part of the sequence.
         """
-        embeddings = self._embed(ids, pictures) if self.pre_process else None
-        return self.language(None, None, None, decoder_input=embeddings, labels=labels)
+        packing = None if starts is None else packed_sequence(starts)
+        positions = None
+        if self.config.context_parallel_size > 1:
+            bounds = [0, ids.shape[1]] if starts is None else starts.tolist()
+            positions = zigzag(bounds, self.groups.cp.rank(), self.groups.cp.size()).to(ids.device)
+            labels = None if labels is None else labels[:, positions]
+            trained = None if trained is None else trained[:, positions]
+        embeddings = self._embed(ids, pictures, positions) if self.pre_process else None
+        return self.language(
+            None,
+            None,
+            None,
+            decoder_input=embeddings,
+            labels=labels,
+            loss_mask=trained,
+            packed_seq_params=packing,
+        )
 
-    def _embed(self, ids: Tensor, pictures: Pictures | None) -> Tensor:
+    def _embed(self, ids: Tensor, pictures: Pictures | None, positions: Tensor | None) -> Tensor:
         assert self.vision is not None
         assert self.projector is not None
         assert self.fusion is not None
@@ -90,19 +142,33 @@ class VisionLanguageModel(MegatronModule):
         embeddings = self.language.embedding(input_ids=ids, position_ids=None)  # [S, B, H]
         tiles = self.blank_tile if pictures is None else pictures.tiles
         features = self.projector(self.vision(tiles))  # [T, P, H]
-        order = torch.empty(0, dtype=torch.int64, device=ids.device) if pictures is None else pictures.order
-        embeddings = self.fusion(embeddings, ids, features, order)
         if pictures is None:
+            order = torch.empty(0, dtype=torch.int64, device=ids.device)
+            embeddings = self.fusion(embeddings, ids, features, order)
             # A true zero that keeps ViT and projector in the graph: a rank that skipped them would not match the
             # others' gradient collectives.
             embeddings = embeddings + 0 * features.sum()
+        else:
+            embeddings = self.fusion(embeddings, ids, features, pictures.order, pictures.downscales)
+        if positions is not None:
+            embeddings = embeddings[positions]
         if self.config.sequence_parallel:
             embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.groups.tp)
+        if self.training and self.config.recompute_granularity == "full" and not embeddings.requires_grad:
+            # Where nothing before the layers learns, recomputed layers would get no gradients for their own weights:
+            # a checkpoint's output asks for gradients only where its input does.
+            embeddings.requires_grad_()
         return embeddings
 
 
 def build_model(
     config: RunConfig, platform: Platform, groups: ProcessGroupCollection, image_token: int
-) -> VisionLanguageModel:
-    """This rank's part of the model, with fresh weights, on its device."""
-    return VisionLanguageModel(config, platform, groups, image_token).to(platform.device())
+) -> list[VisionLanguageModel]:
+    """This rank's chunks of the model, one unless the pipeline is interleaved, with fresh weights, on its device."""
+    language = language_config(config, platform)
+    num_chunks = config.parallel.virtual_pipeline
+    numbers = range(num_chunks) if num_chunks > 1 else [None]
+    return [
+        VisionLanguageModel(config, language, platform, groups, image_token, number).to(platform.device())
+        for number in numbers
+    ]

@@ -1,5 +1,6 @@
 """Process groups: start, ask, end. The only module that knows `megatron.core.parallel_state`."""
 
+import copy
 import logging
 import os
 import warnings
@@ -52,6 +53,8 @@ def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroup
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
         distributed_timeout_minutes=TIMEOUT_MINUTES,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
@@ -60,6 +63,15 @@ def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroup
         yield ProcessGroupCollection.use_mpu_process_groups()
     finally:
         parallel_state.destroy_model_parallel()
+
+
+def without_tensor_parallelism(groups: ProcessGroupCollection) -> ProcessGroupCollection:
+    """The same groups, but each rank alone in its tensor-parallel one; all ranks of the job call it together."""
+    alone = copy.copy(groups)
+    mine: Any
+    mine, _ = dist.new_subgroups_by_enumeration([[rank] for rank in range(dist.get_world_size())])
+    alone.tp = mine
+    return alone
 
 
 def data_rank() -> int:
@@ -86,6 +98,6 @@ def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_data(value: torch.Tensor) -> torch.Tensor:
-    """Sum of `value` over the data-parallel ranks."""
-    dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
+    """Sum of `value` over the data- and context-parallel ranks."""
+    dist.all_reduce(value, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     return value

@@ -1,15 +1,22 @@
 """Model -> DDP, optimizer, schedule."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
 
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.models.freeze import freeze_all_but
+from megatron_mm.models.freeze import freeze_all_but, module_of, num_trained
 from megatron_mm.models.megatron_config import DTYPES
 from megatron_mm.models.vlm import VisionLanguageModel
 
@@ -19,39 +26,66 @@ class Trainee:
     """A model that can be trained.
 
     Attributes:
-        model: the bare model, whose parameters checkpoints and exports name.
-        ddp: what the schedules call.
-        num_trained: trained parameters of each module on this rank.
+        chunks: the bare model chunks of this rank, whose parameters checkpoints and exports name.
+        ddp: what the schedules call, one a chunk.
+        num_trained: trained parameters of each module over the whole model.
     """
 
-    model: VisionLanguageModel
-    ddp: DistributedDataParallel
+    chunks: list[VisionLanguageModel]
+    ddp: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     num_trained: dict[str, int]
 
 
-def build_trainee(config: RunConfig, model: VisionLanguageModel, groups: ProcessGroupCollection) -> Trainee:
+def build_trainee(config: RunConfig, chunks: list[VisionLanguageModel], groups: ProcessGroupCollection) -> Trainee:
     """Wrap a model, whose weights are already in place, for training.
 
     The optimizer copies fp32 master weights when it is made, so weights loaded later would be lost.
     """
-    num_trained = freeze_all_but(model, config.train.trained)
-    bf16 = config.precision == "bf16"
-    wrapped = Float16Module(model.config, model) if bf16 else model
+    freeze_all_but(chunks, config.train.trained)
+    ddp: list[Any] = [_wrapped(config, chunk, groups, first=number == 0) for number, chunk in enumerate(chunks)]
+    optimizer = get_megatron_optimizer(_optimizer_config(config), ddp, _rates(config))
+    # One config serves all chunks.
+    megatron = chunks[0].config
+    megatron.finalize_model_grads_func = finalize_model_grads
+    megatron.grad_scale_func = optimizer.scale_loss
+    return Trainee(chunks, ddp, optimizer, _scheduler(config, optimizer), num_trained(chunks))
+
+
+def _wrapped(
+    config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroupCollection, *, first: bool
+) -> DistributedDataParallel:
     ddp = DistributedDataParallel(
-        model.config,
+        chunk.config,
         DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=True, check_for_nan_in_grad=True
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=config.optim.distributed,
+            check_for_nan_in_grad=True,
         ),
-        wrapped,
+        Float16Module(chunk.config, chunk) if config.precision == "bf16" else chunk,
         pg_collection=groups,
+        # Buckets would let the gradients of a chunk be reduced while others are still made; only the first has those
+        # that come last.
+        disable_bucketing=not first,
     )
     ddp.broadcast_params()
-    optimizer = get_megatron_optimizer(_optimizer_config(config), [ddp])
-    model.config.finalize_model_grads_func = finalize_model_grads
-    model.config.grad_scale_func = optimizer.scale_loss
-    return Trainee(model, ddp, optimizer, _scheduler(config, optimizer), num_trained)
+    return ddp
+
+
+def _rates(config: RunConfig) -> dict[ParamKey, Any]:
+    """Megatron-Core's overrides of parameter groups: no decay of vectors, and the rates of single modules."""
+    overrides: dict[ParamKey, Any] = get_standard_config_overrides(_optimizer_config(config))
+    for module, rate in config.optim.modules.items():
+        belongs = ParamWithNamePredicate(module, lambda _, name, module=module: module_of(_bare(name)) == module)
+        min_lr = rate.lr if rate.min_lr is None else rate.min_lr
+        overrides[ParamKey(with_name_predicate=belongs)] = {"max_lr": rate.lr, "min_lr": min_lr}
+    return overrides
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without its wrappers'."""
+    return name.removeprefix("module.").removeprefix("module.")
 
 
 def _optimizer_config(config: RunConfig) -> OptimizerConfig:
@@ -66,8 +100,7 @@ def _optimizer_config(config: RunConfig) -> OptimizerConfig:
         clip_grad=optim.clip_grad,
         bf16=config.precision == "bf16",
         params_dtype=DTYPES[config.precision],
-        # Its checkpoints can be read by itself only, so it is used with one data-parallel rank as well.
-        use_distributed_optimizer=True,
+        use_distributed_optimizer=config.optim.distributed,
     )
 
 

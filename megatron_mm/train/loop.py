@@ -30,14 +30,14 @@ def train(config: RunConfig) -> None:
     tokenizer = ChatTokenizer(config.data.path / TOKENIZER)
     with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
         dataset = StepBatches(config, tokenizer, state.data_rank(), state.data_ranks())
-        model = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         checkpoint = paths.newest(config.run_dir)
         if checkpoint is None and config.init_from is not None:
-            store.load_weights(config.init_from, model)
-        trainee = build_trainee(config, model, groups)
+            store.load_weights(config.init_from, chunks)
+        trainee = build_trainee(config, chunks, groups)
         first_step = 0
         if checkpoint is not None:
-            first_step = store.resume(checkpoint, model, trainee.optimizer)
+            first_step = store.resume(checkpoint, chunks, trainee.optimizer)
             trainee.scheduler.step(first_step)
         telemetry = Telemetry(config, writes=state.writes())
         telemetry.say(_greeting(config, platform, trainee, first_step))
@@ -62,7 +62,7 @@ def _steps(
             telemetry.log(step, _metrics(result, tokens / (time.monotonic() - started)))
             started, tokens = time.monotonic(), 0
         if step % config.checkpoint.save_every == 0 or last:
-            store.save(config.run_dir, step, trainee.model, trainee.optimizer)
+            store.save(config.run_dir, step, trainee.chunks, trainee.optimizer)
 
 
 def _metrics(result: StepResult, tokens_per_second: float) -> dict[str, float]:
@@ -77,10 +77,13 @@ def _metrics(result: StepResult, tokens_per_second: float) -> dict[str, float]:
 
 def _greeting(config: RunConfig, platform: Platform, trainee: Trainee, first_step: int) -> str:
     parallel = config.parallel
-    layout = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {state.data_ranks()}"
+    layout = (
+        f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} x data "
+        f"{state.data_ranks()}"
+    )
     trained = ", ".join(f"{module} {count:,}" for module, count in trainee.num_trained.items())
     start = f"resuming at step {first_step}" if first_step else f"weights from {config.init_from or 'seed'}"
     return (
         f"{config.recipe} on {platform.describe()}; {dist.get_world_size()} ranks: {layout}; {start}\n"
-        f"trained parameters on this rank: {trained}"
+        f"trained parameters: {trained}"
     )

@@ -9,6 +9,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_mm.chat.images import Downscale
 from megatron_mm.data.loader import Batch
 from megatron_mm.models.vlm import Pictures
 from megatron_mm.parallel import state
@@ -40,7 +41,8 @@ def train_step(trainee: Trainee, batches: list[Batch], device: torch.device) -> 
         batches: this rank's micro-batches of the step.
         device: of this rank.
     """
-    trainee.ddp.zero_grad_buffer()
+    for chunk in trainee.ddp:
+        chunk.zero_grad_buffer()
     trainee.optimizer.zero_grad()
     totals = forward_backward(trainee, batches, device)
     trainee.scheduler.step(1)
@@ -59,8 +61,9 @@ def forward_backward(trainee: Trainee, batches: list[Batch], device: torch.devic
     """
     results = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, device=device),
-        data_iterator=iter(batches),
-        model=[trainee.ddp],
+        # Every chunk sees every micro-batch.
+        data_iterator=[iter(batches) for _ in trainee.ddp],
+        model=list(trainee.ddp),
         num_microbatches=len(batches),
         # Only a shape for pipeline buffers, which variable_seq_lengths exchanges for the real one.
         seq_length=batches[0].ids.shape[1],
@@ -72,19 +75,24 @@ def forward_backward(trainee: Trainee, batches: list[Batch], device: torch.devic
 
 def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device):
     batch = next(batches)
-    pictures = None
-    if batch.tiles is not None:
-        pictures = Pictures(batch.tiles.to(device), batch.order.to(device))
-    losses = model(batch.ids.to(device), pictures, batch.labels.to(device))
-    return losses, partial(_masked_sum, trained=batch.trained.to(device))
+    losses = model(
+        batch.ids.to(device),
+        _pictures(batch, device),
+        None if batch.starts is None else batch.starts.to(device),
+        batch.labels.to(device),
+        batch.trained.to(device),
+    )
+    return losses, _sum
 
 
-def _masked_sum(losses: Tensor, trained: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over trained tokens; Megatron-Core divides the gradients by their number over all ranks.
+def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
+    if batch.tiles is None:
+        return None
+    downscales = tuple(Downscale(downscale.plane.to(device), downscale.size) for downscale in batch.downscales)
+    return Pictures(batch.tiles.to(device), batch.order.to(device), downscales)
 
-    Args:
-        losses: [B, S].
-        trained: [B, S].
-    """
-    loss_sum, num_tokens = (losses.float() * trained).sum(), trained.sum()
-    return loss_sum, num_tokens.to(torch.int), torch.stack([loss_sum.detach(), num_tokens])
+
+def _sum(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over the trained tokens' losses [N]; Megatron-Core divides the gradients by their number over all ranks."""
+    loss_sum, num_tokens = losses.sum(), torch.tensor(losses.numel(), device=losses.device, dtype=torch.int)
+    return loss_sum, num_tokens, torch.stack([loss_sum.detach(), num_tokens.float()])

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from megatron_mm.chat import modes
-from megatron_mm.chat.images import PIXEL_MEAN, PIXEL_STD
+from megatron_mm.chat.images import DOWNSCALE_ABOVE, PIXEL_MEAN, PIXEL_STD
 from megatron_mm.chat.modes import TEMPLATE_NAMES, TRIGGERS, Mode
 from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
+from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ModelConfig
 from megatron_mm.files import appearing_whole
 
@@ -36,8 +37,9 @@ def write_directory(
         tensors: (name, tensor) as `weights.stream.to_hf` yields them.
 
     Raises:
-        InputError: the directory exists.
+        InputError: the directory exists, or R-4B's format cannot say what the model is.
     """
+    check_format(model)
     with appearing_whole(directory) as partial:
         weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
@@ -46,6 +48,24 @@ def write_directory(
         _config(model, tokenizer, dtype).save_pretrained(partial)
         _generation_config(tokenizer).save_pretrained(partial)
         _processor(model, tokenizer).save_pretrained(partial)
+
+
+def check_format(model: ModelConfig) -> None:
+    """Raise `InputError` naming everything about the model that R-4B's format, as vLLM reads it, cannot say."""
+    faults = []
+    limit = DOWNSCALE_ABOVE**2 * model.max_tiles
+    large = [list(grid) for grid in model.tile_grids if grid[0] * grid[1] > limit]
+    if large:
+        faults.append(
+            f"model.tile_grids {large} are scaled down at model.max_tiles={model.max_tiles}, which vLLM's placeholder "
+            f"count does not know; use grids of at most {int(limit)} tiles"
+        )
+    if model.multi_image != "anyres":
+        faults.append(f"model.multi_image={model.multi_image}: vLLM cuts every picture by the grids; use anyres")
+    if not model.projector.pre_norm:
+        faults.append("model.projector.pre_norm=false: R-4B's projector has the norm")
+    if faults:
+        raise InputError("\n".join(["the model cannot be exported in R-4B's format:", *faults]))
 
 
 def chat_template() -> str:
@@ -82,7 +102,7 @@ def _config(model: ModelConfig, tokenizer: ChatTokenizer, dtype: torch.dtype) ->
         vision_config=SiglipVisionConfig(
             hidden_size=vision.hidden_size,
             intermediate_size=vision.ffn_hidden_size,
-            num_hidden_layers=vision.num_layers,
+            num_hidden_layers=vision.used_layers,
             num_attention_heads=vision.num_heads,
             image_size=vision.image_size,
             patch_size=vision.patch_size,
@@ -107,9 +127,9 @@ def _config(model: ModelConfig, tokenizer: ChatTokenizer, dtype: torch.dtype) ->
         image_token_index=tokenizer.control(IMAGE),
         image_grid_pinpoints=_pinpoints(model),
         vision_feature_select_strategy="full",
-        # The last layer we have; a preset that drops layers has dropped them from num_layers already.
+        # The last layer there is: dropped ones are not written.
         vision_feature_layer=-1,
-        vision_aspect_ratio="anyres_max_9",
+        vision_aspect_ratio=f"anyres_max_{model.max_tiles}",
         tie_word_embeddings=language.tied_embeddings,
     )
     config.architectures = ["RForConditionalGeneration"]

@@ -1,6 +1,6 @@
 """The table run over a live, sharded model, both ways. One parameter is whole at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,38 +9,41 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.weights.mapping import Rule
 
 
-def parameters_by_name(model: VisionLanguageModel) -> dict[str, Tensor]:
-    """This rank's parameters, layers numbered over the whole model instead of this stage."""
-    first: Any = model.language.decoder.layers[0]
-    first_layer = first.layer_number - 1
+def parameters_by_name(chunks: Sequence[VisionLanguageModel]) -> dict[str, Tensor]:
+    """This rank's parameters, layers numbered over the whole model instead of the chunk."""
     prefix = "language.decoder.layers."
     named = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith(prefix):
-            number, rest = name.removeprefix(prefix).split(".", 1)
-            name = f"{prefix}{int(number) + first_layer}.{rest}"
-        named[name] = parameter
+    for chunk in chunks:
+        layers: Any = chunk.language.decoder.layers
+        for name, parameter in chunk.named_parameters():
+            if name.startswith(prefix):
+                number, rest = name.removeprefix(prefix).split(".", 1)
+                name = f"{prefix}{layers[int(number)].layer_number - 1}.{rest}"
+            named[name] = parameter
     return named
 
 
 @torch.no_grad()
-def to_hf(model: VisionLanguageModel, table: list[Rule]) -> Iterator[tuple[str, Tensor]]:
+def to_hf(chunks: Sequence[VisionLanguageModel], table: list[Rule]) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face name, whole tensor) on every rank; all ranks must run it together."""
-    parameters, groups = parameters_by_name(model), model.groups
+    parameters, groups = parameters_by_name(chunks), chunks[0].groups
     owners = _owning_stages(parameters, groups)
-    device = next(model.parameters()).device
+    device = next(chunks[0].parameters()).device
     for rule in table:
         shard = _from_stage(owners[rule.megatron], parameters.get(rule.megatron), device, groups)
         yield from zip(rule.hf, rule.to_hf(rule.join(_gather(shard, rule, groups))), strict=True)
 
 
 @torch.no_grad()
-def from_hf(model: VisionLanguageModel, table: list[Rule], tensors: Mapping[str, Tensor]) -> None:
+def from_hf(chunks: Sequence[VisionLanguageModel], table: list[Rule], tensors: Mapping[str, Tensor]) -> None:
     """Copy Hugging Face tensors into this rank's parameters.
+
+    A position table of another tile size is interpolated to the model's, and a warning says so.
 
     Raises:
         InputError: a tensor is missing, has the wrong shape, or would be left over.
@@ -49,18 +52,21 @@ def from_hf(model: VisionLanguageModel, table: list[Rule], tensors: Mapping[str,
     missing, unused = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
     if missing or unused:
         raise InputError(f"the tensors do not fit the model: missing {missing or 'none'}, left over {unused or 'none'}")
-    parameters, groups = parameters_by_name(model), model.groups
+    parameters, groups = parameters_by_name(chunks), chunks[0].groups
     for rule in table:
         parameter = parameters.get(rule.megatron)
         if parameter is None:
             continue  # lives on another pipeline stage
         whole = rule.to_megatron([tensors[name] for name in rule.hf])
+        if rule.megatron == POSITIONS:
+            whole = fitted_positions(whole, len(parameter), rule.hf[0])
         shard = rule.shard(whole, groups.tp.rank(), groups.tp.size())
         if shard.shape != parameter.shape:
             shapes = {name: list(tensors[name].shape) for name in rule.hf}
             raise InputError(f"{shapes} do not fill {rule.megatron}, which takes {list(parameter.shape)} on this rank")
         parameter.copy_(shard)
-    if not model.pre_process and model.post_process and model.share_embeddings_and_output_weights:
+    last = chunks[-1]
+    if last.post_process and not last.pre_process and last.share_embeddings_and_output_weights:
         # The last stage's own copy of the tied embedding.
         (embedding,) = (rule for rule in table if rule.megatron == "language.embedding.word_embeddings.weight")
         whole = tensors[embedding.hf[0]]

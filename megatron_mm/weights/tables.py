@@ -1,16 +1,17 @@
 """Which rule holds for which tensor of the model. Names on the Hugging Face side are those of the released R-4B."""
 
-from megatron_mm.config.schema import LanguageConfig, ModelConfig, VisionConfig
+from megatron_mm.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 from megatron_mm.weights.mapping import FusedQkv, GatedMlp, PatchConvolution, Rule
 
 
 def model_table(model: ModelConfig) -> list[Rule]:
     """Every parameter of VisionLanguageModel, in the order they are exported."""
-    return [*vision_table(model.vision), *projector_table(), *language_table(model.language)]
+    return [*vision_table(model.vision), *projector_table(model.projector), *language_table(model.language)]
 
 
 def vision_table(vision: VisionConfig) -> list[Rule]:
-    """SigLIP (transformers' SiglipVisionModel) without pooling head and final norm."""
+    """SigLIP (transformers' SiglipVisionModel) without pooling head, final norm and dropped layers."""
+    cut = vision.parallel == "tensor"
     hf = "model.vision_tower.vision_model."
     rules: list[Rule] = [
         PatchConvolution(
@@ -22,30 +23,32 @@ def vision_table(vision: VisionConfig) -> list[Rule]:
         Rule("vision.position_embedding.weight", (f"{hf}embeddings.position_embedding.weight",)),
     ]
     head_dim = vision.hidden_size // vision.num_heads
-    for layer in range(vision.num_layers):
+    for layer in range(vision.used_layers):
         ours, theirs = f"vision.encoder.layers.{layer}.", f"{hf}encoder.layers.{layer}."
         for kind in ("weight", "bias"):
+            column = 0 if cut else None
             # The bias of a row-parallel layer is added once, after the sum over ranks: every rank holds all of it.
-            row = 1 if kind == "weight" else None
+            row = 1 if cut and kind == "weight" else None
             qkv = tuple(f"{theirs}self_attn.{name}_proj.{kind}" for name in "qkv")
             rules += [
                 Rule(f"{ours}input_layernorm.{kind}", (f"{theirs}layer_norm1.{kind}",)),
-                FusedQkv(f"{ours}self_attention.linear_qkv.{kind}", qkv, 0, vision.num_heads, head_dim),
+                FusedQkv(f"{ours}self_attention.linear_qkv.{kind}", qkv, column, vision.num_heads, head_dim),
                 Rule(f"{ours}self_attention.linear_proj.{kind}", (f"{theirs}self_attn.out_proj.{kind}",), row),
                 Rule(f"{ours}pre_mlp_layernorm.{kind}", (f"{theirs}layer_norm2.{kind}",)),
-                Rule(f"{ours}mlp.linear_fc1.{kind}", (f"{theirs}mlp.fc1.{kind}",), 0),
+                Rule(f"{ours}mlp.linear_fc1.{kind}", (f"{theirs}mlp.fc1.{kind}",), column),
                 Rule(f"{ours}mlp.linear_fc2.{kind}", (f"{theirs}mlp.fc2.{kind}",), row),
             ]
     return rules
 
 
-def projector_table() -> list[Rule]:
-    """R-4B's projector (vLLM's RVLMultiModalProjector) and the newline vector."""
+def projector_table(projector: ProjectorConfig) -> list[Rule]:
+    """R-4B's projector (vLLM's RVLMultiModalProjector), or LLaVA's without its norm, and the newline vector."""
     hf = "model.multi_modal_projector."
     rules: list[Rule] = []
     for kind in ("weight", "bias"):
+        if projector.pre_norm:
+            rules.append(Rule(f"projector.pre_norm.{kind}", (f"{hf}pre_norm.{kind}",)))
         rules += [
-            Rule(f"projector.pre_norm.{kind}", (f"{hf}pre_norm.{kind}",)),
             Rule(f"projector.mlp.linear_fc1.{kind}", (f"{hf}linear_1.{kind}",), 0),
             Rule(f"projector.mlp.linear_fc2.{kind}", (f"{hf}linear_2.{kind}",), 1 if kind == "weight" else None),
         ]

@@ -19,7 +19,7 @@ from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.loop import train
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
-from tests.parity import layout_configs
+from tests.layouts import LAYOUTS, layout
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_config
 
@@ -30,7 +30,7 @@ def _config(digits: Path, run_dir: Path) -> RunConfig:
         data__blend="{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
         data__text_only="false",
         model__language__vocab_size=384,
-        train__trained="[vision, projector, language]",
+        train__trained="[vision, projector, language, embeddings]",
         train__global_batch=4,
         train__micro_batch=2,
         checkpoint__save_every=2,
@@ -60,10 +60,10 @@ def _exported(configs: list[RunConfig], run_dir: Path) -> list[dict[str, torch.T
             assert config.data.path is not None
             image = ChatTokenizer(config.data.path / TOKENIZER).control(IMAGE)
             with state.model_parallel(config.parallel, config.seed) as groups:
-                model = build_model(config, platform, groups, image)
+                chunks = build_model(config, platform, groups, image)
                 try:
-                    load_weights(run_dir, model)
-                    found.append(dict(to_hf(model, model_table(config.model))))
+                    load_weights(run_dir, chunks)
+                    found.append(dict(to_hf(chunks, model_table(config.model))))
                 except InputError as error:
                     found.append(str(error))
     return found
@@ -82,8 +82,11 @@ def test_resume_is_bitwise_and_weights_reshard_exactly(digits: Path, tmp_path: P
     assert any(name.startswith("optimizer.") for name in expected)
     assert not [name for name in expected if not _same(expected[name], resumed[name])]
 
-    layouts = layout_configs(digits)
-    layouts = {name: config.model_copy(update={"precision": "bf16"}) for name, config in layouts.items()}
+    layouts = {
+        name: layout(**overrides, data__path=digits, precision="bf16")
+        for name, (ranks, overrides) in LAYOUTS.items()
+        if ranks == 2
+    }
     deeper = tiny_config(model__language__vocab_size=384, model__vision__num_layers=3, data__path=digits)
     narrower = tiny_config(model__language__vocab_size=384, model__vision__num_layers=1, data__path=digits)
     configs = [*layouts.values(), *(model.model_copy(update={"precision": "bf16"}) for model in (deeper, narrower))]

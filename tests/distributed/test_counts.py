@@ -30,14 +30,14 @@ def _messages(digits: Path) -> list[str]:
     image = tokenizer.control(IMAGE)
     messages = []
     with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
-        model = build_model(config, platform, groups, image)
+        (model,) = build_model(config, platform, groups, image)
         batch = StepBatches(config, tokenizer, 0, 1)[0][0]
         assert batch.tiles is not None
         text = batch.ids.clone()
         text[0, int((text[0] == image).nonzero()[0])] = 0
         for broken in (dataclasses.replace(batch, order=batch.order[:-1]), dataclasses.replace(batch, ids=text)):
             try:
-                model(broken.ids, Pictures(batch.tiles, broken.order), broken.labels)
+                model(broken.ids, Pictures(batch.tiles, broken.order), labels=broken.labels)
             except InputError as error:
                 messages.append(str(error))
     return messages

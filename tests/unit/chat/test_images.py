@@ -1,5 +1,6 @@
 """Any-res tiling against transformers' processor, picture by picture and size by size."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import LlavaNextImageProcessor, LlavaNextProcessor
+from transformers import LlavaNextImageProcessor, LlavaNextProcessor, LlavaOnevisionProcessor
 
-from megatron_mm.chat.images import NEWLINE, TileRules, feature_order, pixel_values, read_picture, tiles_of, tiling
+from megatron_mm.chat.images import (
+    NEWLINE,
+    TileRules,
+    feature_order,
+    pixel_values,
+    read_picture,
+    tiles_of,
+    tiling,
+    tilings_of,
+)
 from megatron_mm.config.errors import InputError
 
 SHAPES = ((32, 32), (30, 30), (31, 64), (64, 31), (100, 40), (40, 100), (900, 200), (200, 900), (1, 1), (65, 63))
@@ -55,6 +65,35 @@ def test_placeholders_equal_transformers(width: int, height: int) -> None:
     processor.image_processor = type("Pinpoints", (), {"image_grid_pinpoints": pinpoints})()  # pyright: ignore
     expected = processor._get_number_of_features(height, width, 32, 32)
     assert tiling(width, height, RULES).num_features == expected
+
+
+@given(width=st.integers(1, 1500), height=st.integers(1, 1500), max_tiles=st.integers(1, 16))
+def test_downscaled_placeholders_equal_transformers(width: int, height: int, max_tiles: int) -> None:
+    grids = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
+    processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
+    processor.num_image_tokens = 16
+    processor.vision_aspect_ratio = f"anyres_max_{max_tiles}"
+    pinpoints = [[rows * 32, columns * 32] for rows, columns in grids]
+    processor.image_processor = type("Pinpoints", (), {"image_grid_pinpoints": pinpoints})()  # pyright: ignore
+    grid = tiling(width, height, TileRules(grids, 32, 4, max_tiles))
+    assert grid.num_features == processor._get_number_of_features(height, width, 32, 32)
+    order = feature_order(grid)
+    # The tiles' features by number, or the downscaled ones that are numbered behind them.
+    assert (order.max() >= 16 * grid.num_tiles) == (grid.downscaled is not None)
+
+
+def test_several_pictures_can_be_squares_of_one_tile() -> None:
+    rules = dataclasses.replace(RULES, multi_image="square")
+    pictures = [_picture(60, 20), _picture(20, 60)]
+    assert [grid.num_tiles for grid in tilings_of(pictures[:1], rules)] == [3]
+    grids = tilings_of(pictures, rules)
+    assert [grid.num_features for grid in grids] == [17, 17]
+    assert feature_order(grids[0]).tolist() == [*range(16), NEWLINE]
+    (tile,) = tiles_of(pictures[0], grids[0])
+    # A third of the square is the picture, between bars of grey.
+    assert (tile[:8] == 127).all()
+    assert (tile[-8:] == 127).all()
+    assert tile[12:20].std() > 10
 
 
 @given(width=st.integers(1, 2000), height=st.integers(1, 2000))

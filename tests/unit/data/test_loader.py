@@ -1,5 +1,6 @@
 """Micro-batches: labels, masks, where features go, and the same samples for any number of ranks."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from megatron_mm.chat.images import TileRules, feature_order
 from megatron_mm.chat.render import Question, Response, render_sample
 from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.data.loader import StepBatches, collate
+from megatron_mm.data.loader import Form, StepBatches, collate
 from megatron_mm.data.shards import PreparedData
-from tests.tiny import tiny_config
+from tests.tiny import random_picture, tiny_config
 
 BLEND = "{digits/easy/thinking: 1, digits/hard/non_thinking: 1, digits/caption/non_thinking: 2}"
 
@@ -43,6 +44,46 @@ def test_the_trained_labels_are_the_trained_tokens_of_the_samples(tokenizer: Cha
     batch = collate(samples, tokenizer.control(PAD), patches_per_tile=16)
     for sample, labels, trained in zip(samples, batch.labels, batch.trained, strict=True):
         assert labels[trained > 0].tolist() == sample.ids[sample.trained].tolist()
+
+
+@pytest.mark.parametrize(("sample_multiple", "sequence_multiple"), [(1, 1), (4, 4), (6, 12)])
+def test_a_pack_holds_what_the_padded_batch_holds(
+    tokenizer: ChatTokenizer, sample_multiple: int, sequence_multiple: int
+) -> None:
+    rules, pad = TileRules(((1, 1),), 32, 4), tokenizer.control(PAD)
+    answers = [Response("7", "3+4=7"), Response("12"), Response("1", "a longer thought")]
+    samples = [render_sample(Question("How many?"), answer, tokenizer, rules) for answer in answers]
+    padded = collate(samples, pad, 16)
+    pack = collate(samples, pad, 16, Form(True, sample_multiple, sequence_multiple))
+    assert pack.starts is not None
+    assert pack.starts[0] == 0
+    assert pack.starts[-1] == pack.ids.shape[1]
+    assert pack.ids.shape[1] % sequence_multiple == 0
+    assert pack.num_tokens == padded.num_tokens
+    for row, (start, end) in enumerate(itertools.pairwise(pack.starts.tolist())):
+        assert (end - start) % sample_multiple == 0
+        length = len(samples[row].ids) - 1
+        inside = slice(start, start + length)
+        for ours, theirs in ((pack.ids, padded.ids), (pack.labels, padded.labels), (pack.trained, padded.trained)):
+            assert torch.equal(ours[0, inside], theirs[row, :length])
+        assert not pack.trained[0, start + length : end].any()
+
+
+def test_downscaled_features_are_numbered_behind_all_others(tokenizer: ChatTokenizer) -> None:
+    random = np.random.default_rng(0)
+    rules = TileRules(((1, 1), (2, 2)), 32, 4, max_tiles=1)
+    sets = [(random_picture((64, 64), random),), (random_picture((32, 32), random), random_picture((64, 60), random))]
+    samples = [render_sample(Question("What?", pictures), Response("7"), tokenizer, rules) for pictures in sets]
+    batch = collate(samples, tokenizer.control(PAD), 16)
+    grids = [grid for sample in samples for grid in sample.tilings]
+    assert [grid.downscaled is not None for grid in grids] == [True, False, True]
+    newline = 16 * (5 + 2 + 5)
+    assert len(batch.downscales) == 2
+    extra = [downscale.size[0] * downscale.size[1] for downscale in batch.downscales]
+    assert batch.order[batch.order > newline].tolist() == list(range(newline + 1, newline + 1 + sum(extra)))
+    # The planes take the tiles of their own picture.
+    assert 16 <= int(batch.downscales[0].plane.min()) < int(batch.downscales[0].plane.max()) < 16 * 5
+    assert int(batch.downscales[1].plane.min()) >= 16 * 8
 
 
 def test_order_points_into_the_tiles_of_the_right_picture(digits: Path, tokenizer: ChatTokenizer) -> None:

@@ -1,0 +1,220 @@
+"""What every parallel layout does to one model and one set of samples: losses, gradients, weights after some steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from megatron_mm.chat.images import TileRules
+from megatron_mm.chat.render import Question, Response, Sample, render_sample
+from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
+from megatron_mm.config.layout import check_layout
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.loader import Batch, Form, collate
+from megatron_mm.models.vlm import build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.train.assemble import Trainee, build_trainee
+from megatron_mm.train.step import forward_backward, train_step
+from megatron_mm.weights.stream import from_hf, parameters_by_name, to_hf
+from megatron_mm.weights.tables import model_table
+from tests.tiny import random_picture, tiny_config
+
+STEPS = 3
+# fp32 with sums in other orders.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4, 1e-4
+# The gradient of a key's bias is zero: it adds the same to all scores of a query, which softmax does not see. What is
+# computed is rounding, which Adam's first steps blow up to the learning rate; so it is held against 0, not compared.
+KEY_BIAS = "k_proj.bias"
+# (width, height) of the pictures of each of a step's eight samples: none to three, of all shapes; with two samples a
+# micro-batch, one of the four has no picture at all.
+SAMPLES = (
+    ((32, 32),),
+    (),
+    ((100, 31), (30, 50)),
+    ((33, 140),),
+    ((64, 64), (20, 20), (90, 40)),
+    ((50, 50),),
+    (),
+    (),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a layout did.
+
+    Attributes:
+        losses: of each step, before its update.
+        grads: after the first step's backward, of the mean loss, by Hugging Face name.
+        weights: after all steps, by Hugging Face name.
+    """
+
+    losses: list[float]
+    grads: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+
+
+def layout(**overrides: object) -> RunConfig:
+    """Eight samples a step in micro-batches of two, packed; overrides are given as a__b=value."""
+    base = {
+        "model__language__vocab_size": 384,
+        "train__global_batch": 8,
+        "train__micro_batch": 2,
+        "train__trained": "[vision, projector, language, embeddings]",
+        "data__packed": "true",
+        "optim__weight_decay": 0.1,
+    }
+    return tiny_config(**{**base, **overrides})
+
+
+Overrides = dict[str, object]
+TP2: Overrides = {"parallel__tensor": 2}
+SP: Overrides = {**TP2, "parallel__sequence": "true"}
+PP2: Overrides = {"parallel__pipeline": 2}
+CP2: Overrides = {"parallel__context": 2}
+PLAIN: Overrides = {"optim__distributed": "false"}
+
+# Name -> (ranks, overrides). What is compared with the single process of the same packing.
+LAYOUTS: dict[str, tuple[int, Overrides]] = {
+    "unpacked": (1, {"data__packed": "false"}),
+    "recompute selective": (1, {"train__recompute": "selective"}),
+    "recompute full": (1, {"train__recompute": "full"}),
+    "TP 2": (2, TP2),
+    "TP 2, unpacked": (2, {**TP2, "data__packed": "false"}),
+    "TP 2 + SP": (2, SP),
+    "TP 2 + SP, recompute full": (2, {**SP, "train__recompute": "full"}),
+    "TP 2, vision data-parallel": (2, {**TP2, "model__vision__parallel": "data"}),
+    "TP 2 + SP, vision data-parallel": (2, {**SP, "model__vision__parallel": "data"}),
+    "PP 2": (2, PP2),
+    "PP 2, unpacked": (2, {**PP2, "data__packed": "false"}),
+    "PP 2 interleaved": (2, {**PP2, "parallel__virtual_pipeline": 2}),
+    "PP 2 uneven": (2, {**PP2, "parallel__pipeline_layers": "[1, 3]"}),
+    "PP 2, first stage ViT alone": (2, {**PP2, "parallel__pipeline_layers": "[0, 4]"}),
+    "DP 2": (2, PLAIN),
+    "DP 2, distributed optimizer": (2, {}),
+    "DP 2, unpacked": (2, {"data__packed": "false"}),
+    "CP 2": (2, CP2),
+    "CP 2, unpacked": (2, {**CP2, "data__packed": "false"}),
+    "CP 2, recompute selective": (2, {**CP2, "train__recompute": "selective"}),
+    "TP 2 x PP 2": (4, {**TP2, **PP2}),
+    "TP 2 + SP x PP 2 interleaved": (4, {**SP, **PP2, "parallel__virtual_pipeline": 2}),
+    "CP 2 x TP 2": (4, {**CP2, **TP2}),
+    "CP 2 x TP 2 + SP": (4, {**CP2, **SP}),
+    "TP 2 + SP, vision data-parallel x DP 2": (4, {**SP, "model__vision__parallel": "data"}),
+    "PP 2 x CP 2": (4, {**PP2, **CP2}),
+}
+
+
+def samples_of_step(step: int, tokenizer: ChatTokenizer, rules: TileRules) -> list[Sample]:
+    """Eight questions about random pictures, short and long answers in both modes."""
+    random = np.random.default_rng(step)
+    samples = []
+    for number, shapes in enumerate(SAMPLES):
+        pictures: tuple[Image.Image, ...] = tuple(random_picture(shape, random) for shape in shapes)
+        digits = "".join(map(str, random.integers(0, 10, 3 + 7 * number)))
+        response = Response(digits[:3], digits if number % 2 else None)
+        samples.append(render_sample(Question(f"Say {digits[:4]}.", pictures), response, tokenizer, rules))
+    return samples
+
+
+def batches_of_step(config: RunConfig, step: int, tokenizer: ChatTokenizer) -> list[Batch]:
+    """This rank's micro-batches of the step."""
+    samples = samples_of_step(step, tokenizer, TileRules.of_model(config.model))
+    size, patches = config.train.micro_batch, config.model.vision.patches_per_tile
+    micro = [samples[start : start + size] for start in range(0, len(samples), size)]
+    mine = micro[state.data_rank() :: state.data_ranks()]
+    return [collate(part, tokenizer.control(PAD), patches, Form.of_run(config)) for part in mine]
+
+
+def outcomes(
+    platform_name: str, configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokenizer_directory: Path
+) -> list[Outcome]:
+    """What each config's layout does. Runs on every rank."""
+    platform, tokenizer = get_platform(platform_name), ChatTokenizer(tokenizer_directory)
+    found = []
+    with state.process_group(platform):
+        for config in configs:
+            check_layout(config, dist.get_world_size())
+            with state.model_parallel(config.parallel, config.seed) as groups:
+                chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+                from_hf(chunks, model_table(config.model), tensors)
+                trainee = build_trainee(config, chunks, groups)
+                grads, losses = {}, []
+                for step in range(STEPS):
+                    batches = batches_of_step(config, step, tokenizer)
+                    if step == 0:
+                        forward_backward(trainee, batches, platform.device())
+                        grads = gradients(config, trainee)
+                    losses.append(train_step(trainee, batches, platform.device()).loss)
+                found.append(Outcome(losses, grads, weights(config, trainee)))
+    return found
+
+
+def gradients(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:
+    """Whole gradients by Hugging Face name, on rank 0."""
+    for ddp in trainee.ddp:
+        buffers: Any = ddp.buffers if config.optim.distributed else []
+        for buffer in buffers:
+            for bucket in buffer.buckets:
+                # Each data-parallel rank has the sum of its own share.
+                whole = bucket.grad_data
+                share = whole.view(dist.get_world_size(buffer.data_parallel_group), -1)
+                mine = share[dist.get_rank(buffer.data_parallel_group)].clone()
+                dist.all_gather_into_tensor(whole, mine, group=buffer.data_parallel_group)
+    parameters = {
+        name: parameter for name, parameter in parameters_by_name(trainee.chunks).items() if parameter.requires_grad
+    }
+    held = {name: parameter.data for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.data = parameter.main_grad  # pyright: ignore[reportAttributeAccessIssue]
+    copied = weights(config, trainee)
+    for name, parameter in parameters.items():
+        parameter.data = held[name]
+    return {name: tensor for name, tensor in copied.items() if module_of(name) in config.train.trained}
+
+
+def module_of(hf_name: str) -> str:
+    """The module of the config that a Hugging Face tensor belongs to."""
+    if "embed_tokens" in hf_name or "lm_head" in hf_name:
+        return "embeddings"
+    if "language_model" in hf_name:
+        return "language"
+    return "vision" if "vision_tower" in hf_name else "projector"
+
+
+def weights(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:
+    """Whole weights by Hugging Face name, on rank 0."""
+    tensors = {name: tensor.clone() for name, tensor in to_hf(trainee.chunks, model_table(config.model))}
+    return tensors if dist.get_rank() == 0 else {}
+
+
+def largest_relative(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], but: str = KEY_BIAS
+) -> tuple[float, str]:
+    """Largest norm of a difference, relative to the reference's norm, and the name of the tensor."""
+    assert ours.keys() == theirs.keys()
+    relative = {
+        name: float((ours[name] - tensor).norm() / tensor.norm()) for name, tensor in theirs.items() if but not in name
+    }
+    worst = max(relative, key=lambda name: relative[name])
+    return relative[worst], worst
+
+
+def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Every parameter's gradient equals the reference's to within rounding."""
+    difference, name = largest_relative(ours, theirs)
+    assert difference < GRADIENT_TOLERANCE, f"gradient of {name}: off by {difference:.2g} of its norm"
+    norm = sum(float(tensor.square().sum()) for tensor in theirs.values()) ** 0.5
+    for name, tensor in ours.items():
+        assert KEY_BIAS not in name or tensor.norm() < 1e-6 * norm, f"gradient of {name} is {tensor.norm():.2g}, not 0"
+
+
+def assert_equal_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Every parameter after some updates equals the reference's to within rounding."""
+    difference, name = largest_relative(ours, theirs)
+    assert difference < WEIGHT_TOLERANCE, f"{name} after {STEPS} steps: off by {difference:.2g} of its norm"
