@@ -4,6 +4,7 @@ Megatron-Core's WrappedTorchNorm refuses sequence parallelism, and its DotProduc
 scaled_dot_product_attention does not. Nor does it know packs or context parallelism.
 """
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -112,6 +113,8 @@ class CoreAttention(MegatronModule):
 
     def _per_sample(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
         """[S, n, d], [S, k, d], [S, k, d] -> [S, n, d], each sample by itself."""
+        if len(starts) == 2:  # nothing to cut
+            return self._attend(query, key, value)
         lengths = [end - start for start, end in itertools.pairwise(starts)]
         pieces = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
         return torch.cat([self._attend(*piece) for piece in pieces])
@@ -169,12 +172,23 @@ def _fused_attention(
 
 
 def _attention_with_scores(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool) -> Tensor:
-    """softmax(Q K^T * scale) V over [n, Q, d] and [k, K, d], keys and values repeated for their group of queries."""
-    queries_per_key = query.shape[0] // key.shape[0]
-    if queries_per_key > 1:
-        key, value = (x.repeat_interleave(queries_per_key, 0) for x in (key, value))
-    scores = (query * scale) @ key.transpose(-1, -2)
-    if causal:
-        num_queries, num_keys = scores.shape[1:]
-        scores = scores + torch.full_like(scores[0], -math.inf).triu(1 + num_keys - num_queries)
-    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    """softmax(Q K^T * scale) V over [n, Q, d] and [k, K, d]."""
+    num_heads, num_queries, _ = query.shape
+    groups, num_keys, _ = key.shape
+    # The queries that share a key stand below each other instead of the key being repeated.
+    query = query.reshape(groups, -1, query.shape[-1])
+    bias = (
+        _causal_bias(num_heads // groups, num_queries, num_keys, query.dtype, query.device)
+        if causal
+        else query[:, :, :1]
+    )
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), beta=int(causal), alpha=scale)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).view(num_heads, num_queries, -1)
+
+
+@functools.lru_cache(maxsize=256)
+def _causal_bias(repeats: int, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[repeats * Q, K]: 0 where a query sees a key, minus infinity elsewhere."""
+    bias = torch.full((num_queries, num_keys), -math.inf, dtype=dtype, device=device)
+    return bias.triu(1 + num_keys - num_queries).repeat(repeats, 1)
