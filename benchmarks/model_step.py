@@ -40,7 +40,8 @@ from tests.tiny import r4b_tensors, random_picture, reference_models
 THREADS = 2
 WARM_UP, PAIRS = 3, 15
 LENGTHS = Path(__file__).with_name("lengths.json")
-WIDE = {
+MINI: dict[str, object] = {}
+WIDE: dict[str, object] = {
     "model__language__hidden_size": 256,
     "model__language__ffn_hidden_size": 768,
     "model__language__num_heads": 8,
@@ -76,7 +77,7 @@ def cases() -> list[Case]:
     wide, square = ((64, 32),), ((32, 32), (64, 32), (64, 64))
     mix = mixed_lengths(num_steps=8, num_samples=16)
     rows = []
-    for name, model in (("mini", {}), ("hidden 256, vocabulary 4096", WIDE)):
+    for name, model in (("mini", MINI), ("hidden 256, vocabulary 4096", WIDE)):
         for precision in ("fp32", "bf16"):
             bar = 0.9 if precision == "fp32" else None
             rows += [

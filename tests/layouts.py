@@ -110,6 +110,26 @@ LAYOUTS: dict[str, tuple[int, Overrides]] = {
 }
 
 
+EXPERTS: Overrides = {
+    "model__language__experts": "{num_experts: 8, experts_per_token: 2, ffn_hidden_size: 64}",
+    "model__language__tied_embeddings": "false",
+}
+EP2: Overrides = {**EXPERTS, "parallel__expert": 2}
+# The same of a model with experts.
+EXPERT_LAYOUTS: dict[str, tuple[int, Overrides]] = {
+    "experts, recompute full": (1, {**EXPERTS, "train__recompute": "full"}),
+    "experts, DP 2": (2, EXPERTS),
+    "experts, EP 2": (2, EP2),
+    "experts, EP 2, unpacked": (2, {**EP2, "data__packed": "false"}),
+    "experts, TP 2 + SP": (2, {**EXPERTS, **SP}),
+    "experts, TP 2 + SP, EP 2": (2, {**EP2, **SP}),
+    "experts, CP 2, EP 2": (2, {**EP2, **CP2}),
+    "experts, PP 2": (2, {**EXPERTS, **PP2}),
+    "experts, PP 2, EP 2": (4, {**EP2, **PP2}),
+    "experts, TP 2 + SP, DP 2, EP 4": (4, {**EXPERTS, **SP, "parallel__expert": 4}),
+}
+
+
 def samples_of_step(step: int, tokenizer: ChatTokenizer, rules: TileRules) -> list[Sample]:
     """Eight questions about random pictures, short and long answers in both modes."""
     random = np.random.default_rng(step)
@@ -158,7 +178,8 @@ def outcomes(
 def gradients(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:
     """Whole gradients by Hugging Face name, on rank 0."""
     for ddp in trainee.ddp:
-        buffers: Any = ddp.buffers if config.optim.distributed else []
+        wrapper: Any = ddp  # whose `buffers` pyright takes for those of torch's Module
+        buffers = [*wrapper.buffers, *wrapper.expert_parallel_buffers] if config.optim.distributed else []
         for buffer in buffers:
             for bucket in buffer.buckets:
                 # Each data-parallel rank has the sum of its own share.
@@ -166,12 +187,11 @@ def gradients(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:
                 share = whole.view(dist.get_world_size(buffer.data_parallel_group), -1)
                 mine = share[dist.get_rank(buffer.data_parallel_group)].clone()
                 dist.all_gather_into_tensor(whole, mine, group=buffer.data_parallel_group)
-    parameters = {
-        name: parameter for name, parameter in parameters_by_name(trainee.chunks).items() if parameter.requires_grad
-    }
+    named = parameters_by_name(trainee.chunks)
+    parameters: dict[str, Any] = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     held = {name: parameter.data for name, parameter in parameters.items()}
     for parameter in parameters.values():
-        parameter.data = parameter.main_grad  # pyright: ignore[reportAttributeAccessIssue]
+        parameter.data = parameter.main_grad
     copied = weights(config, trainee)
     for name, parameter in parameters.items():
         parameter.data = held[name]

@@ -1,11 +1,19 @@
 """Tiny models with random weights, on both sides: our config, and transformers' reference classes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from megatron_mm.config.load import load_config
 from megatron_mm.config.schema import RunConfig
@@ -21,7 +29,9 @@ def tiny_config(**overrides: Any) -> RunConfig:
     return load_config("mini/language", overrides=[f"{key}={value}" for key, value in values.items()])
 
 
-def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionModel, Qwen3ForCausalLM]:
+def reference_models(
+    config: RunConfig, seed: int = 0
+) -> tuple[SiglipVisionModel, Qwen3ForCausalLM | Qwen3MoeForCausalLM]:
     """transformers' classes of the same shape, every parameter moved off its trivial initial value."""
     torch.manual_seed(seed)
     vision, language = config.model.vision, config.model.language
@@ -38,21 +48,31 @@ def reference_models(config: RunConfig, seed: int = 0) -> tuple[SiglipVisionMode
             **no_pooling_head,
         )
     )
-    qwen = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=language.vocab_size,
-            hidden_size=language.hidden_size,
-            intermediate_size=language.ffn_hidden_size,
-            num_hidden_layers=language.num_layers,
-            num_attention_heads=language.num_heads,
-            num_key_value_heads=language.num_kv_heads,
-            head_dim=language.head_dim,
-            max_position_embeddings=language.max_positions,
-            rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
-            tie_word_embeddings=language.tied_embeddings,
-            rms_norm_eps=language.norm_eps,
+    shared: dict[str, Any] = {
+        "vocab_size": language.vocab_size,
+        "hidden_size": language.hidden_size,
+        "intermediate_size": language.ffn_hidden_size,
+        "num_hidden_layers": language.num_layers,
+        "num_attention_heads": language.num_heads,
+        "num_key_value_heads": language.num_kv_heads,
+        "head_dim": language.head_dim,
+        "max_position_embeddings": language.max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_theta},
+        "tie_word_embeddings": language.tied_embeddings,
+        "rms_norm_eps": language.norm_eps,
+    }
+    if language.experts is None:
+        qwen = Qwen3ForCausalLM(Qwen3Config(**shared))
+    else:
+        qwen = Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(
+                num_experts=language.experts.num_experts,
+                num_experts_per_tok=language.experts.experts_per_token,
+                moe_intermediate_size=language.experts.ffn_hidden_size,
+                norm_topk_prob=True,
+                **shared,
+            )
         )
-    )
     for model in (siglip, qwen):
         model.float().eval()
         for parameter in model.parameters():
@@ -79,19 +99,33 @@ def random_projector(config: RunConfig, seed: int = 1) -> dict[str, torch.Tensor
     return {**tensors, "model.image_newline": torch.randn(wide, generator=generator) * 0.2}
 
 
-def r4b_tensors(config: RunConfig, siglip: SiglipVisionModel, qwen: Qwen3ForCausalLM) -> dict[str, torch.Tensor]:
+def r4b_tensors(config: RunConfig, siglip: torch.nn.Module, qwen: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The reference models' weights, with a random projector, under R-4B's names."""
     tensors = random_projector(config)
     for name, tensor in siglip.state_dict().items():
         name = name.removeprefix("vision_model.")
         if not name.startswith("post_layernorm"):
             tensors[f"model.vision_tower.vision_model.{name}"] = tensor.clone()
-    for name, tensor in qwen.state_dict().items():
+    for name, tensor in _saved(qwen.state_dict()):
         if name.startswith("model."):
             tensors[f"model.language_model.{name.removeprefix('model.')}"] = tensor.clone()
         elif not config.model.language.tied_embeddings:
             tensors[name] = tensor.clone()
     return tensors
+
+
+def _saved(state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors as transformers writes them: in memory it keeps the experts of a layer in two tensors."""
+    for name, tensor in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for expert, both in enumerate(tensor):
+                for part, half in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
+                    yield name.replace("gate_up_proj", f"{expert}.{part}.weight"), half
+        elif name.endswith("experts.down_proj"):
+            for expert, matrix in enumerate(tensor):
+                yield name.replace("down_proj", f"{expert}.down_proj.weight"), matrix
+        else:
+            yield name, tensor
 
 
 def random_picture(shape: tuple[int, int], random: np.random.Generator) -> Image.Image:

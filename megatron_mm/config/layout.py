@@ -8,7 +8,13 @@ from megatron_mm.config.schema import ModelConfig, RunConfig
 
 def layout_faults(config: RunConfig, num_ranks: int) -> list[str]:
     """Every reason why `config` cannot run on `num_ranks` ranks, one sentence each, empty if it can."""
-    return [*_tensor_faults(config), *_pipeline_faults(config), *_batch_faults(config, num_ranks)]
+    return [
+        *_tensor_faults(config),
+        *_pipeline_faults(config),
+        *_expert_faults(config, num_ranks),
+        *_fp8_faults(config),
+        *_batch_faults(config, num_ranks),
+    ]
 
 
 def check_layout(config: RunConfig, num_ranks: int) -> None:
@@ -61,9 +67,22 @@ def sample_multiple(config: RunConfig) -> int:
 
 def sequence_multiple(config: RunConfig) -> int:
     """What the length of a whole sequence is padded to a multiple of, so that every rank gets as many tokens."""
-    parallel = config.parallel
+    parallel, fp8 = config.parallel, config.fp8
     cut = parallel.context * (parallel.tensor if parallel.sequence else 1)
-    return math.lcm(cut, sample_multiple(config))
+    alignment = fp8.alignment if fp8.used_in("language") else 1
+    if fp8.used_in("language") and fp8.recipe == "blockwise" and parallel.sequence:
+        # The part of a rank is quantised in its blocks before it is gathered.
+        alignment = 128
+    return math.lcm(cut * alignment, sample_multiple(config))
+
+
+def tile_multiple(config: RunConfig) -> int:
+    """What the number of tiles is padded to a multiple of: ranks that share them out get as many, FP8 its alignment."""
+    fp8, vision = config.fp8, config.model.vision
+    ranks = config.parallel.tensor if vision.parallel == "data" else 1
+    if not (fp8.used_in("vision") or fp8.used_in("projector")):
+        return ranks
+    return ranks * fp8.alignment // math.gcd(fp8.alignment, vision.patches_per_tile)
 
 
 def _tensor_faults(config: RunConfig) -> list[str]:
@@ -93,6 +112,67 @@ def _tensor_faults(config: RunConfig) -> list[str]:
             "model.vision.parallel=data needs parallel.tensor of 2 or more: it shares tiles out over its ranks"
         )
     return faults
+
+
+def _expert_faults(config: RunConfig, num_ranks: int) -> list[str]:
+    parallel, experts = config.parallel, config.model.language.experts
+    if experts is None:
+        return [f"parallel.expert={parallel.expert} needs model.language.experts"] if parallel.expert > 1 else []
+    faults = []
+    if experts.num_experts % parallel.expert:
+        faults.append(
+            f"parallel.expert={parallel.expert} does not divide model.language.experts.num_experts="
+            f"{experts.num_experts}"
+        )
+    if num_ranks % (parallel.expert * parallel.pipeline):
+        faults.append(
+            f"{num_ranks} ranks cannot be shared out over parallel.expert={parallel.expert} x parallel.pipeline="
+            f"{parallel.pipeline}; start a multiple of {parallel.expert * parallel.pipeline} ranks"
+        )
+    if parallel.tensor > 1 and not parallel.sequence:
+        faults.append("model.language.experts needs parallel.sequence=true where parallel.tensor is 2 or more")
+    if config.fp8.used_in("language"):
+        faults.append(
+            "fp8.modules=language: experts get any number of tokens, which FP8 cannot align; leave language out"
+        )
+    return faults
+
+
+def _fp8_faults(config: RunConfig) -> list[str]:
+    """Matrices whose sides on a rank are no multiples of what the recipe wants."""
+    fp8, vision, language, tensor = config.fp8, config.model.vision, config.model.language, config.parallel.tensor
+    vision_ranks = tensor if vision.parallel == "tensor" else 1
+    sides = {
+        "vision": {
+            "model.vision.hidden_size": (vision.hidden_size, 1),
+            "model.vision.hidden_size over its ranks": (vision.hidden_size, vision_ranks),
+            "model.vision.ffn_hidden_size over its ranks": (vision.ffn_hidden_size, vision_ranks),
+        },
+        "projector": {
+            "model.vision.hidden_size": (vision.hidden_size, 1),
+            "model.language.hidden_size over parallel.tensor": (language.hidden_size, tensor),
+        },
+        "language": {
+            "model.language.hidden_size": (language.hidden_size, 1),
+            "model.language.num_heads x head_dim over parallel.tensor": (
+                language.num_heads * language.head_dim,
+                tensor,
+            ),
+            "model.language.num_kv_heads x head_dim over parallel.tensor": (
+                language.num_kv_heads * language.head_dim,
+                tensor,
+            ),
+            "model.language.ffn_hidden_size over parallel.tensor": (language.ffn_hidden_size, tensor),
+        },
+    }
+    return [
+        f"fp8.recipe={fp8.recipe} wants multiples of {fp8.alignment}, but {field} is {size / ranks:g}; leave {module} "
+        "out of fp8.modules"
+        for module in fp8.modules
+        if fp8.recipe != "none"
+        for field, (size, ranks) in sides[module].items()
+        if size % (ranks * fp8.alignment)
+    ]
 
 
 def _pipeline_faults(config: RunConfig) -> list[str]:

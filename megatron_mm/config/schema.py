@@ -76,8 +76,22 @@ class ProjectorConfig(Section):
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
 
 
+class ExpertsConfig(Section):
+    """Mixture of experts in place of each layer's MLP: softmax over the chosen experts, no shared one (Qwen3-MoE)."""
+
+    num_experts: int = Field(gt=1)
+    experts_per_token: int = Field(gt=0)
+    ffn_hidden_size: int = Field(gt=0, description="of one expert; language.ffn_hidden_size is not used then")
+
+    @model_validator(mode="after")
+    def _as_many_experts_as_a_token_takes(self) -> "ExpertsConfig":
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token} is more than num_experts={self.num_experts}")
+        return self
+
+
 class LanguageConfig(Section):
-    """A dense Qwen3."""
+    """A dense Qwen3, or with `experts` a Qwen3-MoE."""
 
     preset: str | None = Field(
         default=None, description="name of a file in megatron_mm/presets/language; other keys override it"
@@ -93,6 +107,7 @@ class LanguageConfig(Section):
     rope_theta: float = Field(default=1e6, gt=0)
     norm_eps: float = Field(default=1e-6, gt=0)
     tied_embeddings: bool = True
+    experts: ExpertsConfig | None = None
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
 
 
@@ -162,6 +177,12 @@ class ParallelConfig(Section):
         "itself, their share of the parameters says",
     )
     context: int = Field(default=1, gt=0, description="ranks that share one sequence, cut in zigzag order after fusion")
+    expert: int = Field(
+        default=1,
+        gt=0,
+        description="ranks that the experts are shared out over, taken from the tensor-, context- and "
+        "data-parallel ones",
+    )
     sequence: bool = Field(default=False, description="Megatron's sequence parallelism in the tensor-parallel group")
 
     @property
@@ -173,6 +194,36 @@ class ParallelConfig(Section):
     def num_chunks(self) -> int:
         """Model chunks over all pipeline stages."""
         return self.pipeline * self.virtual_pipeline
+
+
+class Fp8Config(Section):
+    """8-bit matrix products by Transformer Engine, in the attention and MLP layers of some modules.
+
+    Embeddings, output layer, attention scores, norms and everything between the products stay in bf16; weights,
+    gradients and optimizer are kept as without it.
+    """
+
+    recipe: Literal["none", "delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        default="none",
+        description="how products are scaled: by past maxima, by the tensor's, by blocks of 128 x 128, by blocks of 32",
+    )
+    modules: tuple[Literal["vision", "projector", "language"], ...] = Field(
+        default=("language",), min_length=1, description="modules it is used in; others stay in bf16"
+    )
+    amax_history: int = Field(default=1024, gt=0, description="steps whose maxima `delayed` remembers")
+
+    @property
+    def alignment(self) -> int:
+        """What both sides of every matrix on a rank must be a multiple of; 1 without FP8.
+
+        Transformer Engine 2.11: products want 16 (utils.py assert_dim_for_fp8_exec, cublaslt_gemm.cu), MXFP8 its
+        blocks of 32.
+        """
+        return {"none": 1, "mxfp8": 32}.get(self.recipe, 16)
+
+    def used_in(self, module: str) -> bool:
+        """Whether the products of `module` are 8-bit."""
+        return self.recipe != "none" and module in self.modules
 
 
 class TrainConfig(Section):
@@ -247,6 +298,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig = DataConfig()
     parallel: ParallelConfig = ParallelConfig()
+    fp8: Fp8Config = Fp8Config()
     train: TrainConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -257,6 +309,8 @@ class RunConfig(Section):
         faults = []
         if self.optim.warmup_steps >= self.train.steps:
             faults.append(f"optim.warmup_steps={self.optim.warmup_steps} leaves none of train.steps={self.train.steps}")
+        if self.fp8.recipe != "none" and self.precision != "bf16":
+            faults.append(f"fp8.recipe={self.fp8.recipe} needs precision=bf16, not {self.precision}")
         if self.optim.min_lr > self.optim.lr:
             faults.append(f"optim.min_lr={self.optim.min_lr} is above optim.lr={self.optim.lr}")
         if self.data.max_sequence_tokens > self.model.language.max_positions:

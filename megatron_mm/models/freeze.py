@@ -37,13 +37,19 @@ def freeze_all_but(chunks: Sequence[VisionLanguageModel], trained: Iterable[str]
 def num_trained(chunks: Sequence[VisionLanguageModel]) -> dict[str, int]:
     """Trained parameters of each module over the whole model; all ranks call it together."""
     groups = chunks[0].groups
-    counts = torch.zeros(len(MODULES), dtype=torch.int64, device=next(chunks[0].parameters()).device)
+    device = next(chunks[0].parameters()).device
+    dense, experts = torch.zeros(2, len(MODULES), dtype=torch.int64, device=device)
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            if parameter.requires_grad and _is_counted(parameter, groups.tp):
-                counts[MODULES.index(module_of(name))] += parameter.numel()
-    dist.all_reduce(counts, group=groups.mp)
-    return dict(zip(MODULES, counts.tolist(), strict=True))
+            if not parameter.requires_grad:
+                continue
+            if not getattr(parameter, "allreduce", True):
+                experts[MODULES.index(module_of(name))] += parameter.numel() * groups.ep.size()
+            elif _is_counted(parameter, groups.tp):
+                dense[MODULES.index(module_of(name))] += parameter.numel()
+    dist.all_reduce(dense, group=groups.mp)
+    dist.all_reduce(experts, group=groups.pp)
+    return dict(zip(MODULES, (dense + experts).tolist(), strict=True))
 
 
 def _is_counted(parameter: Parameter, tensor_group: dist.ProcessGroup) -> bool:

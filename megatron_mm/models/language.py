@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, vocab_parallel_cross_entropy
@@ -25,6 +27,23 @@ class LanguageModel(GPTModel):
             # The whole sequence is gathered here, to pick from; the output layer takes it as it comes.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = True
+        self._prepare_experts()
+
+    @torch.no_grad()
+    def _prepare_experts(self) -> None:
+        """Mark the experts as such, and draw each one's weights from its own seed, whichever rank holds it."""
+        layers: Any = self.decoder.layers
+        for layer in layers:
+            experts: Any = layer.mlp.experts.local_experts if self.config.num_moe_experts is not None else []
+            for local, expert in enumerate(experts):
+                number = first_expert(layer) + local
+                seed = np.random.SeedSequence([torch.initial_seed(), layer.layer_number, number]).generate_state(1)
+                for parameter in expert.parameters():
+                    # With one expert-parallel rank, Megatron-Core would take them for dense parameters, whose
+                    # gradients are not summed over tensor-parallel ranks.
+                    setattr(parameter, "allreduce", False)  # noqa: B010 (unknown to the type)
+                    generator = torch.Generator(parameter.device).manual_seed(int(seed[0]))
+                    parameter.normal_(std=self.config.init_method_std, generator=generator)
 
     def _postprocess(  # pyright: ignore[reportIncompatibleMethodOverride] (it is called by name)
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **_: Any
@@ -47,6 +66,11 @@ class LanguageModel(GPTModel):
             hidden_states, labels = hidden_states[loss_mask], labels[loss_mask]  # [N, H], [N]
         logits, _ = self.output_layer(hidden_states, weight=weight)
         return logits if labels is None else vocab_parallel_cross_entropy(logits.float(), labels)
+
+
+def first_expert(layer: Any) -> int:
+    """Number among all experts of the first that this rank holds of a layer."""
+    return layer.mlp.experts.ep_group.rank() * layer.mlp.experts.num_local_experts
 
 
 def build_language_model(

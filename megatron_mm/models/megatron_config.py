@@ -41,9 +41,34 @@ def language_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         sequence_parallel=parallel.sequence,
         context_parallel_size=parallel.context,
         calculate_per_token_loss=True,
+        **_experts(config),
         **_pipeline(config),
         **_shared(config, platform, parallel.tensor),
+        **_fp8(config, "language"),
     )
+
+
+def _experts(config: RunConfig) -> dict[str, Any]:
+    experts = config.model.language.experts
+    # The only dispatcher that goes with sequences of any length through a pipeline, dense models included.
+    dispatcher = {"moe_token_dispatcher_type": "alltoall"}
+    if experts is None:
+        return dispatcher
+    return {
+        **dispatcher,
+        "num_moe_experts": experts.num_experts,
+        "moe_router_topk": experts.experts_per_token,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        "expert_model_parallel_size": config.parallel.expert,
+        "expert_tensor_parallel_size": 1,
+        # Softmax over the chosen experts' logits: Qwen3-MoE's norm_topk_prob.
+        "moe_router_score_function": "softmax",
+        "moe_router_pre_softmax": False,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": False,
+    }
 
 
 def _pipeline(config: RunConfig) -> dict[str, Any]:
@@ -57,10 +82,8 @@ def _pipeline(config: RunConfig) -> dict[str, Any]:
         "pipeline_model_parallel_size": parallel.pipeline,
         "pipeline_model_parallel_layout": layout,
         "pipeline_dtype": DTYPES[config.precision],
-        # Micro-batches are as long as their samples, so stages tell each other the shape; Megatron-Core allows that
-        # with this dispatcher only, dense models included.
+        # Micro-batches are as long as their samples, so stages tell each other the shape.
         "variable_seq_lengths": True,
-        "moe_token_dispatcher_type": "alltoall",
         # Interleaved over two stages, the batched form pairs up the wrong sends and receives: no error, wrong losses.
         "overlap_p2p_comm": parallel.virtual_pipeline > 1,
         "batch_p2p_comm": parallel.virtual_pipeline == 1,
@@ -81,6 +104,7 @@ def vision_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         add_bias_linear=True,
         **_initialisation(vision.init_std),
         **_shared(config, platform, config.parallel.tensor if vision.parallel == "tensor" else 1),
+        **_fp8(config, "vision"),
     )
 
 
@@ -99,12 +123,30 @@ def projector_config(config: RunConfig, platform: Platform) -> TransformerConfig
         add_bias_linear=True,
         **_initialisation(config.model.projector.init_std),
         **_shared(config, platform, config.parallel.tensor),
+        **_fp8(config, "projector"),
     )
+
+
+def _fp8(config: RunConfig, module: str) -> dict[str, Any]:
+    fp8 = config.fp8
+    if not fp8.used_in(module):
+        return {}
+    return {
+        # Transformer Engine's own choice for each recipe: e5m2's range for gradients where one scale serves a tensor.
+        "fp8": "hybrid" if fp8.recipe in ("delayed", "tensorwise") else "e4m3",
+        "fp8_recipe": fp8.recipe,
+        "fp8_amax_history_len": fp8.amax_history,
+        "fp8_amax_compute_algo": "max",
+        # Cached 8-bit weights are renewed in each step where the outer model's config asks for FP8, which is the
+        # language model's; where it does not, they must not be cached, or the module would train on its first weights.
+        "disable_parameter_transpose_cache": not fp8.used_in("language"),
+    }
 
 
 def _initialisation(std: float) -> dict[str, Any]:
     """One normal distribution for all matrices, as transformers' Qwen3; Megatron-Core would shrink half of them."""
-    return {"init_method": init_method_normal(std), "output_layer_init_method": init_method_normal(std)}
+    init = init_method_normal(std)
+    return {"init_method_std": std, "init_method": init, "output_layer_init_method": init}
 
 
 def _shared(config: RunConfig, platform: Platform, tensor_ranks: int) -> dict[str, Any]:

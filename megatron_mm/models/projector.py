@@ -1,5 +1,6 @@
 """LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it; LLaVA's has no LayerNorm."""
 
+from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
@@ -35,5 +36,7 @@ class Projector(MegatronModule):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        out, bias = self.mlp(self.pre_norm(features))
+        # A TransformerBlock enters its FP8 context itself; a bare MLP does not.
+        with get_fp8_context(self.config):
+            out, bias = self.mlp(self.pre_norm(features))
         return out if bias is None else out + bias

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -64,6 +65,9 @@ def block_spec(
     # Functions where Megatron-Core's types ask for modules.
     add_residual: Any = get_bias_dropout_add
     qk_norm = use.norm if config.qk_layernorm else IdentityOp
+    mlp = ModuleSpec(module=MLP, submodules=use.mlp)
+    if config.num_moe_experts is not None:
+        mlp = get_moe_module_spec(backend == "te", config.num_moe_experts, moe_grouped_gemm=False)
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -81,7 +85,7 @@ def block_spec(
             ),
             self_attn_bda=add_residual,
             pre_mlp_layernorm=use.norm,
-            mlp=ModuleSpec(module=MLP, submodules=use.mlp),
+            mlp=mlp,
             mlp_bda=add_residual,
         ),
     )

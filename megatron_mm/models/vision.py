@@ -79,14 +79,12 @@ class SharedOutVisionModel(VisionModel):
 
     def forward(self, tiles: Tensor) -> Tensor:
         rank, ranks = self.groups.tp.rank(), self.groups.tp.size()
-        share = -(-len(tiles) // ranks)
-        mine = tiles[rank * share : (rank + 1) * share]
-        # Every rank gathers as much, and every rank's parameters take part in every step.
-        mine = F.pad(mine, (0, 0, 0, 0, 0, 0, 0, share - len(mine)))
+        share, rest = divmod(len(tiles), ranks)
+        assert not rest, f"{len(tiles)} tiles cannot be shared out over {ranks} ranks"
+        mine = super().forward(tiles[rank * share : (rank + 1) * share])
         # The gradients of the gathered features are the same on every rank, and the way back sums them: each share's
         # come out `ranks` times too large, which the average over the ranks takes off again.
-        features = gather_from_sequence_parallel_region(super().forward(mine), group=self.groups.tp)
-        return features[: len(tiles)]
+        return gather_from_sequence_parallel_region(mine, group=self.groups.tp)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> ShardedStateDict:
         """As VisionModel's, with the ranks named as replicas of one another."""

@@ -1,8 +1,10 @@
 """ViT -> projector -> language model as one module that Megatron-Core's schedules can drive."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
@@ -11,6 +13,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_mm.chat.images import Downscale
+from megatron_mm.config.layout import sequence_multiple, tile_multiple
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.models.fusion import ImageFusion
 from megatron_mm.models.language import build_language_model
@@ -62,6 +65,8 @@ class VisionLanguageModel(MegatronModule):
         self.vp_stage = chunk
         self.model_type = ModelType.encoder_or_decoder
         self.share_embeddings_and_output_weights = config.model.language.tied_embeddings
+
+        self.sequence_multiple, self.tile_multiple = sequence_multiple(config), tile_multiple(config)
 
         self.vision = self.projector = self.fusion = None
         backend = platform.layer_backend
@@ -115,7 +120,16 @@ class VisionLanguageModel(MegatronModule):
             From the last chunk the loss of each token [B, S] or of the trained ones [N] in (batch, sequence) order, or
             logits [B, S, V / tensor ranks]; from the others hidden states [S, B, H]. With context parallelism S and N
             are of this rank's part of the sequence.
+
+        Raises:
+            ValueError: S is not what this layout and precision can share out.
+            InputError: see ImageFusion.
         """
+        if ids.shape[1] % self.sequence_multiple:
+            raise ValueError(
+                f"a sequence of {ids.shape[1]} tokens cannot be shared out; pad it to a multiple of "
+                f"{self.sequence_multiple} (config/layout.py sequence_multiple)"
+            )
         packing = None if starts is None else packed_sequence(starts)
         positions = None
         if self.config.context_parallel_size > 1:
@@ -140,8 +154,9 @@ class VisionLanguageModel(MegatronModule):
         assert self.fusion is not None
         # Placeholders are overwritten below; the lookup itself works on any id of the vocabulary.
         embeddings = self.language.embedding(input_ids=ids, position_ids=None)  # [S, B, H]
-        tiles = self.blank_tile if pictures is None else pictures.tiles
-        features = self.projector(self.vision(tiles))  # [T, P, H]
+        tiles: Any = self.blank_tile if pictures is None else pictures.tiles
+        features = self.projector(self.vision(padded_tiles(tiles, self.tile_multiple)))  # [T, P, H]
+        features = features[: len(tiles)]
         if pictures is None:
             order = torch.empty(0, dtype=torch.int64, device=ids.device)
             embeddings = self.fusion(embeddings, ids, features, order)
@@ -159,6 +174,12 @@ class VisionLanguageModel(MegatronModule):
             # a checkpoint's output asks for gradients only where its input does.
             embeddings.requires_grad_()
         return embeddings
+
+
+def padded_tiles(tiles: Tensor, multiple: int) -> Tensor:
+    """Tiles [T, 3, h, w] with blank ones behind them up to a multiple."""
+    missing = -len(tiles) % multiple
+    return F.pad(tiles, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else tiles
 
 
 def build_model(

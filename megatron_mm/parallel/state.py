@@ -55,6 +55,9 @@ def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroup
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        # Experts are never cut: their matrices are small, and gloo cannot gather parts of different sizes.
+        expert_tensor_parallel_size=1,
         distributed_timeout_minutes=TIMEOUT_MINUTES,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -62,6 +62,8 @@ def check_format(model: ModelConfig) -> None:
         )
     if model.multi_image != "anyres":
         faults.append(f"model.multi_image={model.multi_image}: vLLM cuts every picture by the grids; use anyres")
+    if model.language.experts is not None:
+        faults.append("model.language.experts: written for dense language models only")
     if not model.projector.pre_norm:
         faults.append("model.projector.pre_norm=false: R-4B's projector has the norm")
     if faults:

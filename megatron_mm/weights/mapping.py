@@ -77,7 +77,7 @@ class FusedQkv(Rule):
 
 @dataclass(frozen=True, slots=True)
 class GatedMlp(Rule):
-    """Gate and up projection stacked; every rank stacks its own share of each."""
+    """Gate and up projection stacked; where they are cut, every rank stacks its own share of each."""
 
     def to_megatron(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(tensors))
@@ -86,8 +86,12 @@ class GatedMlp(Rule):
         return whole.chunk(2)
 
     def shard(self, whole: Tensor, rank: int, ranks: int) -> Tensor:
+        if self.axis is None:
+            return whole
         return torch.cat([half.chunk(ranks)[rank] for half in whole.chunk(2)])
 
     def join(self, shards: Sequence[Tensor]) -> Tensor:
+        if self.axis is None:
+            return shards[0]
         halves = [shard.chunk(2) for shard in shards]
         return torch.cat([torch.cat([half[side] for half in halves]) for side in range(2)])

@@ -1,6 +1,6 @@
 """The table run over a live, sharded model, both ways. One parameter is whole at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,33 +9,48 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.models.language import first_expert
 from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.weights.mapping import Rule
 
+LAYERS = "language.decoder.layers."
+EXPERTS = "mlp.experts.local_experts."
+
 
 def parameters_by_name(chunks: Sequence[VisionLanguageModel]) -> dict[str, Tensor]:
-    """This rank's parameters, layers numbered over the whole model instead of the chunk."""
-    prefix = "language.decoder.layers."
-    named = {}
-    for chunk in chunks:
-        layers: Any = chunk.language.decoder.layers
-        for name, parameter in chunk.named_parameters():
-            if name.startswith(prefix):
-                number, rest = name.removeprefix(prefix).split(".", 1)
-                name = f"{prefix}{layers[int(number)].layer_number - 1}.{rest}"
-            named[name] = parameter
-    return named
+    """This rank's parameters, layers and experts numbered over the whole model instead of the chunk and the rank."""
+    return {
+        _global_name(name, chunk.language.decoder.layers): parameter
+        for chunk in chunks
+        for name, parameter in chunk.named_parameters()
+    }
+
+
+def _global_name(name: str, layers: Any) -> str:
+    if not name.startswith(LAYERS):
+        return name
+    place, rest = name.removeprefix(LAYERS).split(".", 1)
+    layer = layers[int(place)]
+    if rest.startswith(EXPERTS):
+        expert, rest = rest.removeprefix(EXPERTS).split(".", 1)
+        rest = f"{EXPERTS}{first_expert(layer) + int(expert)}.{rest}"
+    return f"{LAYERS}{layer.layer_number - 1}.{rest}"
 
 
 @torch.no_grad()
 def to_hf(chunks: Sequence[VisionLanguageModel], table: list[Rule]) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face name, whole tensor) on every rank; all ranks must run it together."""
     parameters, groups = parameters_by_name(chunks), chunks[0].groups
-    owners = _owning_stages(parameters, groups)
     device = next(chunks[0].parameters()).device
+    # An expert lies on one expert-parallel rank of its stage, everything else on all of them.
+    expert_ranks = _owners((name for name in parameters if EXPERTS in name), groups.ep)
+    stages = _owners((*parameters, *expert_ranks), groups.pp)
     for rule in table:
-        shard = _from_stage(owners[rule.megatron], parameters.get(rule.megatron), device, groups)
+        shard = parameters.get(rule.megatron)
+        if rule.megatron in expert_ranks:
+            shard = _from_owner(expert_ranks[rule.megatron], shard, device, groups.ep)
+        shard = _from_owner(stages[rule.megatron], shard, device, groups.pp)
         yield from zip(rule.hf, rule.to_hf(rule.join(_gather(shard, rule, groups))), strict=True)
 
 
@@ -73,26 +88,26 @@ def from_hf(chunks: Sequence[VisionLanguageModel], table: list[Rule], tensors: M
         parameters["language.output_layer.weight"].copy_(embedding.shard(whole, groups.tp.rank(), groups.tp.size()))
 
 
-def _owning_stages(parameters: Mapping[str, Tensor], groups: ProcessGroupCollection) -> dict[str, int]:
-    """First pipeline stage that holds each parameter."""
-    names: list[list[str] | None] = [None] * groups.pp.size()
-    dist.all_gather_object(names, list(parameters), group=groups.pp)
-    return {name: stage for stage in reversed(range(len(names))) for name in names[stage] or ()}
+def _owners(names: Iterable[str], group: dist.ProcessGroup) -> dict[str, int]:
+    """First rank of the group that has each of the names."""
+    of_ranks: list[list[str] | None] = [None] * group.size()
+    dist.all_gather_object(of_ranks, list(names), group=group)
+    return {name: rank for rank in reversed(range(len(of_ranks))) for name in of_ranks[rank] or ()}
 
 
-def _from_stage(stage: int, shard: Tensor | None, device: torch.device, groups: ProcessGroupCollection) -> Tensor:
-    """The shard that `stage` holds, on every stage."""
-    if groups.pp.size() == 1:
+def _from_owner(owner: int, shard: Tensor | None, device: torch.device, group: dist.ProcessGroup) -> Tensor:
+    """The shard that rank `owner` of the group holds, on every rank of it."""
+    if group.size() == 1:
         assert shard is not None
         return shard
-    source = dist.get_global_rank(groups.pp, stage)
-    mine = groups.pp.rank() == stage
+    source = dist.get_global_rank(group, owner)
+    mine = group.rank() == owner
     form = [(shard.shape, shard.dtype) if mine and shard is not None else None]
-    dist.broadcast_object_list(form, source, group=groups.pp)
+    dist.broadcast_object_list(form, source, group=group)
     assert form[0] is not None
     shape, dtype = form[0]
     buffer = shard.detach().clone() if mine and shard is not None else torch.empty(shape, dtype=dtype, device=device)
-    dist.broadcast(buffer, source, group=groups.pp)
+    dist.broadcast(buffer, source, group=group)
     return buffer
 
 

@@ -56,7 +56,7 @@ def projector_table(projector: ProjectorConfig) -> list[Rule]:
 
 
 def language_table(language: LanguageConfig) -> list[Rule]:
-    """Qwen3 (transformers' Qwen3ForCausalLM under R-4B's prefix)."""
+    """Qwen3 and Qwen3-MoE (transformers' Qwen3ForCausalLM, Qwen3MoeForCausalLM) under R-4B's prefix."""
     hf = "model.language_model."
     rules: list[Rule] = [
         Rule("language.embedding.word_embeddings.weight", (f"{hf}embed_tokens.weight",), 0),
@@ -73,9 +73,22 @@ def language_table(language: LanguageConfig) -> list[Rule]:
             Rule(f"{ours}self_attention.k_layernorm.weight", (f"{attention}k_norm.weight",)),
             Rule(f"{ours}self_attention.linear_proj.weight", (f"{attention}o_proj.weight",), 1),
             Rule(f"{ours}pre_mlp_layernorm.weight", (f"{theirs}post_attention_layernorm.weight",)),
-            GatedMlp(f"{ours}mlp.linear_fc1.weight", (f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"), 0),
-            Rule(f"{ours}mlp.linear_fc2.weight", (f"{mlp}down_proj.weight",), 1),
         ]
+        if language.experts is None:
+            rules += _gated_mlp(f"{ours}mlp.", mlp, cut=True)
+            continue
+        rules.append(Rule(f"{ours}mlp.router.weight", (f"{mlp}gate.weight",)))
+        for expert in range(language.experts.num_experts):
+            rules += _gated_mlp(f"{ours}mlp.experts.local_experts.{expert}.", f"{mlp}experts.{expert}.", cut=False)
     if not language.tied_embeddings:
         rules.append(Rule("language.output_layer.weight", ("lm_head.weight",), 0))
     return rules
+
+
+def _gated_mlp(ours: str, theirs: str, *, cut: bool) -> list[Rule]:
+    return [
+        GatedMlp(
+            f"{ours}linear_fc1.weight", (f"{theirs}gate_proj.weight", f"{theirs}up_proj.weight"), 0 if cut else None
+        ),
+        Rule(f"{ours}linear_fc2.weight", (f"{theirs}down_proj.weight",), 1 if cut else None),
+    ]

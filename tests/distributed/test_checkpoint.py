@@ -13,13 +13,14 @@ from megatron_mm.checkpoint.store import load_weights
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.vision import fitted_positions
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.loop import train
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
-from tests.layouts import LAYOUTS, layout
+from tests.layouts import EXPERT_LAYOUTS, LAYOUTS, layout
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_config
 
@@ -51,8 +52,11 @@ def _same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def _exported(configs: list[RunConfig], run_dir: Path) -> list[dict[str, torch.Tensor] | str]:
-    """What each layout streams out after loading the run's weights, or what it says instead. Runs on every rank."""
+def _exported(configs: list[RunConfig], run_dir: Path | None) -> list[dict[str, torch.Tensor] | str]:
+    """What each layout streams out after loading the run's weights, or what it says instead. Runs on every rank.
+
+    Without a run, of the weights that it starts with.
+    """
     platform = get_platform("cpu")
     found = []
     with state.process_group(platform):
@@ -62,7 +66,8 @@ def _exported(configs: list[RunConfig], run_dir: Path) -> list[dict[str, torch.T
             with state.model_parallel(config.parallel, config.seed) as groups:
                 chunks = build_model(config, platform, groups, image)
                 try:
-                    load_weights(run_dir, chunks)
+                    if run_dir is not None:
+                        load_weights(run_dir, chunks)
                     found.append(dict(to_hf(chunks, model_table(config.model))))
                 except InputError as error:
                     found.append(str(error))
@@ -103,3 +108,36 @@ def test_resume_is_bitwise_and_weights_reshard_exactly(digits: Path, tmp_path: P
             assert "is of another model" in message
             bias = "vision.encoder.layers.self_attention.linear_qkv.bias"
             assert f"{bias} is [2, 192] in it and [{num_layers}, 192] in the model" in message
+
+
+def test_experts_reshard_exactly_and_start_alike_in_every_layout(digits: Path, tmp_path: Path) -> None:
+    layouts = [layout(**EXPERT_LAYOUTS[name][1], data__path=digits) for name in ("experts, EP 2", "experts, DP 2")]
+    layouts += [
+        layout(**EXPERT_LAYOUTS[name][1], data__path=digits) for name in ("experts, TP 2 + SP", "experts, PP 2")
+    ]
+    # From the seed: not from a checkpoint.
+    for fresh in run_on_ranks(_exported, 2, layouts[:2], None):
+        assert all(torch.equal(fresh[0][name], tensor) for name, tensor in fresh[1].items() if ".experts." in name)
+        experts = [tensor for name, tensor in fresh[0].items() if name.endswith("down_proj.weight")]
+        assert len({tensor.sum().item() for tensor in experts}) == len(experts) == 4 * 8
+    update = {"data": _config(digits, tmp_path).data, "run_dir": tmp_path / "run"}
+    trained = layouts[0].model_copy(update=update)
+    run_on_ranks(train, 2, trained)
+    for exported in run_on_ranks(_exported, 2, layouts, trained.run_dir):
+        for tensors in exported:
+            assert isinstance(tensors, dict), tensors
+            assert tensors.keys() == exported[0].keys()
+            assert not [name for name, tensor in tensors.items() if not torch.equal(tensor, exported[0][name])]
+
+
+def test_a_position_table_of_another_tile_size_is_interpolated(digits: Path, tmp_path: Path) -> None:
+    config = _config(digits, tmp_path / "run")
+    run_on_ranks(train, 2, config)
+    larger = tiny_config(
+        model__language__vocab_size=384, model__vision__image_size=48, data__path=digits, precision="bf16"
+    )
+    ((tensors,),) = run_on_ranks(_exported, 1, [larger], config.run_dir)
+    content = run_on_ranks(_content, 1, config.run_dir)[0]
+    key = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
+    assert tensors[key].shape == (36, 64)
+    assert torch.equal(tensors[key], fitted_positions(content["vision.position_embedding.weight"], 36, "the run"))

@@ -10,6 +10,8 @@ from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.models import attention, vision
 from megatron_mm.models.language import LanguageModel
 from tests.layouts import (
+    EXPERT_LAYOUTS,
+    EXPERTS,
     GRADIENT_TOLERANCE,
     LAYOUTS,
     LOSS_TOLERANCE,
@@ -51,18 +53,32 @@ def _assert_equal(outcome: Outcome, reference: Outcome) -> None:
         assert_equal_weights(outcome.weights, reference.weights)
 
 
+def _compare(names: list[str], of_ranks: list[list[Outcome]], reference: Outcome) -> None:
+    for results in of_ranks:
+        for name, outcome in zip(names, results, strict=True):
+            try:
+                _assert_equal(outcome, reference)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from error
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_every_layout_equals_a_single_process(
     num_ranks: int, digits: Path, tensors: dict[str, torch.Tensor], single: Outcome
 ) -> None:
     names = [name for name, (ranks, _) in LAYOUTS.items() if ranks == num_ranks]
     configs = [layout(**LAYOUTS[name][1]) for name in names]
-    for results in run_on_ranks(outcomes, num_ranks, "cpu", configs, tensors, digits / TOKENIZER):
-        for name, outcome in zip(names, results, strict=True):
-            try:
-                _assert_equal(outcome, single)
-            except AssertionError as error:
-                raise AssertionError(f"{name}: {error}") from error
+    _compare(names, run_on_ranks(outcomes, num_ranks, "cpu", configs, tensors, digits / TOKENIZER), single)
+
+
+def test_models_with_experts(digits: Path) -> None:
+    config = layout(**EXPERTS)
+    arguments = (r4b_tensors(config, *reference_models(config)), digits / TOKENIZER)
+    ((reference,),) = run_on_ranks(outcomes, 1, "cpu", [config], *arguments)
+    for num_ranks in (1, 2, 4):
+        names = [name for name, (ranks, _) in EXPERT_LAYOUTS.items() if ranks == num_ranks]
+        configs = [layout(**EXPERT_LAYOUTS[name][1]) for name in names]
+        _compare(names, run_on_ranks(outcomes, num_ranks, "cpu", configs, *arguments), reference)
 
 
 @pytest.mark.parametrize(

@@ -18,3 +18,15 @@ def test_logits_equal_transformers_at_tp_1_and_tp_2(tied: bool) -> None:
             assert differences["weights"] == 0.0
             assert differences["vision"] < LOGITS_TOLERANCE
             assert differences["logits"] < LOGITS_TOLERANCE
+
+
+def test_a_model_with_experts() -> None:
+    experts = "{num_experts: 8, experts_per_token: 2, ffn_hidden_size: 64}"
+    configs = [
+        tiny_config(model__language__experts=experts, model__language__tied_embeddings="false", parallel__expert=size)
+        for size in (1, 2)
+    ]
+    for rank_results in run_on_ranks(against_transformers, 2, "cpu", configs):
+        for differences in rank_results:
+            assert differences["weights"] == 0.0
+            assert differences["logits"] < LOGITS_TOLERANCE

@@ -46,6 +46,12 @@ def test_a_layout_that_does_not_divide(digits: Path) -> None:
     )
 
 
+def test_fp8_without_transformer_engine(digits: Path) -> None:
+    arguments = ("train", "mini/stage3", f"data.path={digits}", "init_from=null", "fp8.recipe=delayed")
+    _assert_refused(_megatron_mm(*arguments, "--nproc", "2"), "fp8.recipe=delayed needs Transformer Engine and a GPU")
+    _assert_refused(_megatron_mm(*arguments, "precision=fp32"), "fp8.recipe=delayed needs precision=bf16, not fp32")
+
+
 def test_a_missing_checkpoint(digits: Path, tmp_path: Path) -> None:
     missing = tmp_path / "nothing"
     result = _megatron_mm("train", "mini/stage1", f"data.path={digits}", f"init_from={missing}", "--nproc", "2")

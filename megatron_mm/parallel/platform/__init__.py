@@ -27,6 +27,10 @@ class Platform(Protocol):
         """Fields of Megatron-Core's TransformerConfig that depend on the machine."""
         ...
 
+    def fp8_fault(self, recipe: str) -> str | None:
+        """Why an FP8 recipe other than "none" cannot run here, None if it can."""
+        ...
+
     def describe(self) -> str:
         """One line for the log."""
         ...

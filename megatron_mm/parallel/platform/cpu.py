@@ -47,6 +47,10 @@ class CpuPlatform:
             "deallocate_pipeline_outputs": False,
         }
 
+    def fp8_fault(self, recipe: str) -> str | None:
+        # Megatron-Core would go on in bf16 without a word.
+        return f"fp8.recipe={recipe} needs Transformer Engine and a GPU; this is a CPU: set fp8.recipe=none"
+
     def describe(self) -> str:
         return f"cpu: {host.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a rank"
 
@@ -121,6 +125,7 @@ def _adapt_megatron() -> None:
     _answer_tensor_type()
     for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
         setattr(param_and_grad_buffer, name, _unless_alone(getattr(param_and_grad_buffer, name)))
+    _let_experts_run()
     # Imported there by name, so patching torch.cuda alone does not reach it.
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)  # noqa: ARG005
     # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
@@ -128,6 +133,27 @@ def _adapt_megatron() -> None:
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _let_experts_run() -> None:
+    """The router calls a kernel of Transformer Engine if its name is there; the dispatcher copies on a side stream."""
+    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def numbers_as_lists(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if point == self.cuda_dtoh_point:  # all_to_all wants the numbers of tokens on the host
+            for name in ("input_splits", "output_splits"):
+                value = getattr(self, name)
+                if isinstance(value, torch.Tensor):
+                    setattr(self, name, value.tolist())
+        return tokens_per_expert
+
+    dispatcher: Any = MoEAlltoAllTokenDispatcher
+    dispatcher.cuda_dtoh_stream = object()  # there already, so none is made
+    dispatcher._maybe_dtoh_and_synchronize = numbers_as_lists
 
 
 def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,5 +32,15 @@ class CudaPlatform:
             "deallocate_pipeline_outputs": True,
         }
 
+    def fp8_fault(self, recipe: str) -> str | None:
+        if importlib.util.find_spec("transformer_engine") is None:
+            return f"fp8.recipe={recipe} needs Transformer Engine; install the package's [gpu] extra"
+        # Importable only where Transformer Engine is installed.
+        from transformer_engine import pytorch as te  # pyright: ignore[reportMissingImports]
+
+        asks = {"blockwise": te.is_fp8_block_scaling_available, "mxfp8": te.is_mxfp8_available}
+        available, reason = asks.get(recipe, te.is_fp8_available)(return_reason=True)
+        return None if available else f"fp8.recipe={recipe} cannot run on {torch.cuda.get_device_name()}: {reason}"
+
     def describe(self) -> str:
         return f"cuda: {torch.cuda.get_device_name()}"

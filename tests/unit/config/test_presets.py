@@ -14,7 +14,10 @@ def _language_parameters(language: LanguageConfig) -> int:
     hidden = language.hidden_size
     queries, keys = language.num_heads * language.head_dim, language.num_kv_heads * language.head_dim
     attention = hidden * (2 * queries + 2 * keys) + 2 * language.head_dim
-    layer = attention + 3 * hidden * language.ffn_hidden_size + 2 * hidden
+    mlp = 3 * hidden * language.ffn_hidden_size
+    if language.experts is not None:
+        mlp = language.experts.num_experts * (3 * hidden * language.experts.ffn_hidden_size + hidden)
+    layer = attention + mlp + 2 * hidden
     embeddings = (1 if language.tied_embeddings else 2) * language.vocab_size * hidden
     return language.num_layers * layer + embeddings + hidden
 
@@ -40,6 +43,7 @@ def _model(*overrides: str) -> ModelConfig:
         ("qwen3-8b", 8_190_735_360),
         ("qwen3-14b", 14_768_307_200),
         ("qwen3-32b", 32_762_123_264),
+        ("qwen3-30b-a3b", 30_532_122_624),
     ],
 )
 def test_qwen3(preset: str, parameters: int) -> None:
