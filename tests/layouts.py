@@ -52,11 +52,13 @@ class Outcome:
         losses: of each step, before its update.
         grads: after the first step's backward, of the mean loss, by Hugging Face name.
         weights: after all steps, by Hugging Face name.
+        num_trained: trained parameters of each module over the whole model.
     """
 
     losses: list[float]
     grads: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
+    num_trained: dict[str, int]
 
 
 def layout(**overrides: object) -> RunConfig:
@@ -105,6 +107,7 @@ LAYOUTS: dict[str, tuple[int, Overrides]] = {
     "TP 2 + SP x PP 2 interleaved": (4, {**SP, **PP2, "parallel__virtual_pipeline": 2}),
     "CP 2 x TP 2": (4, {**CP2, **TP2}),
     "CP 2 x TP 2 + SP": (4, {**CP2, **SP}),
+    "CP 2 x TP 2 + SP, vision data-parallel": (4, {**CP2, **SP, "model__vision__parallel": "data"}),
     "TP 2 + SP, vision data-parallel x DP 2": (4, {**SP, "model__vision__parallel": "data"}),
     "PP 2 x CP 2": (4, {**PP2, **CP2}),
 }
@@ -171,7 +174,7 @@ def outcomes(
                         forward_backward(trainee, batches, platform.device())
                         grads = gradients(config, trainee)
                     losses.append(train_step(trainee, batches, platform.device()).loss)
-                found.append(Outcome(losses, grads, weights(config, trainee)))
+                found.append(Outcome(losses, grads, weights(config, trainee), trainee.num_trained))
     return found
 
 

@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_mm.checkpoint.paths import find, pointer, step_directory
 from megatron_mm.config.errors import InputError
@@ -34,7 +35,8 @@ def save(run_dir: Path, step: int, chunks: Sequence[VisionLanguageModel], optimi
     filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()  # pyright: ignore
     sharded = _model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
-    dist_checkpointing.save({"step": step, "model": sharded, "optimizer": optimizer_state}, str(partial))
+    content = {"step": step, "optimizer_kind": _kind(optimizer), "model": sharded, "optimizer": optimizer_state}
+    dist_checkpointing.save(content, str(partial))
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(final, ignore_errors=True)
@@ -71,12 +73,32 @@ def resume(path: Path, chunks: Sequence[VisionLanguageModel], optimizer: Megatro
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
+    checkpoint = find(path)
+    _check_kind(optimizer, checkpoint)
     sharded = _model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
-    loaded = _load({"model": sharded, "optimizer": optimizer_state}, find(path))
+    loaded = _load({"model": sharded, "optimizer": optimizer_state}, checkpoint)
     _fill(chunks, loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     return loaded["step"]
+
+
+def _kind(optimizer: MegatronOptimizer) -> str:
+    """Whose state it is: the two kinds cannot read each other's."""
+    (kind,) = {
+        "distributed" if isinstance(part, DistributedOptimizer) else "plain"
+        for part in getattr(optimizer, "chained_optimizers", [optimizer])
+    }
+    return kind
+
+
+def _check_kind(optimizer: MegatronOptimizer, checkpoint: Path) -> None:
+    stored: Any = dist_checkpointing.load_common_state_dict(str(checkpoint)).get("optimizer_kind", "distributed")
+    if stored != _kind(optimizer):
+        raise InputError(
+            f"checkpoint {checkpoint} holds the state of a {stored} optimizer; resume with optim.distributed="
+            f"{str(stored == 'distributed').lower()}, or start a new run with init_from={checkpoint}"
+        )
 
 
 def _model_state(chunks: Sequence[VisionLanguageModel]) -> dict[str, Any]:

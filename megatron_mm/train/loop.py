@@ -77,10 +77,15 @@ def _metrics(result: StepResult, tokens_per_second: float) -> dict[str, float]:
 
 def _greeting(config: RunConfig, platform: Platform, trainee: Trainee, first_step: int) -> str:
     parallel = config.parallel
-    layout = (
-        f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} x data "
-        f"{state.data_ranks()}"
-    )
+    degrees = {
+        "tensor": parallel.tensor,
+        "pipeline": parallel.pipeline,
+        "context": parallel.context,
+        "data": state.data_ranks(),
+    }
+    layout = " x ".join(f"{name} {degree}" for name, degree in degrees.items())
+    if parallel.expert > 1:
+        layout += f", experts over {parallel.expert}"
     trained = ", ".join(f"{module} {count:,}" for module, count in trainee.num_trained.items())
     start = f"resuming at step {first_step}" if first_step else f"weights from {config.init_from or 'seed'}"
     return (

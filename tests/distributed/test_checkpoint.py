@@ -74,13 +74,17 @@ def _exported(configs: list[RunConfig], run_dir: Path | None) -> list[dict[str, 
     return found
 
 
-def test_resume_is_bitwise_and_weights_reshard_exactly(digits: Path, tmp_path: Path) -> None:
-    whole, cut = _config(digits, tmp_path / "whole"), _config(digits, tmp_path / "cut")
-    run_on_ranks(train, 2, whole)
-    # The other run was ended after its second step: nothing later is there.
+def _cut_off_after_two_steps(whole: RunConfig, cut: RunConfig) -> None:
+    """The run directory of `cut` as if its run had ended after the second of `whole`'s four steps."""
     shutil.copytree(whole.run_dir, cut.run_dir)
     shutil.rmtree(paths.step_directory(cut.run_dir, 4))
     paths.pointer(cut.run_dir).write_text(paths.step_directory(cut.run_dir, 2).name, encoding="utf-8")
+
+
+def test_resume_is_bitwise_and_weights_reshard_exactly(digits: Path, tmp_path: Path) -> None:
+    whole, cut = _config(digits, tmp_path / "whole"), _config(digits, tmp_path / "cut")
+    run_on_ranks(train, 2, whole)
+    _cut_off_after_two_steps(whole, cut)
     run_on_ranks(train, 2, cut)
     expected, resumed = (run_on_ranks(_content, 1, config.run_dir)[0] for config in (whole, cut))
     assert expected.keys() == resumed.keys()
@@ -141,3 +145,27 @@ def test_a_position_table_of_another_tile_size_is_interpolated(digits: Path, tmp
     key = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
     assert tensors[key].shape == (36, 64)
     assert torch.equal(tensors[key], fitted_positions(content["vision.position_embedding.weight"], 36, "the run"))
+
+
+def _train_and_tell(config: RunConfig) -> str:
+    """What training says when it refuses. Runs on every rank."""
+    try:
+        train(config)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_plain_optimizer_resumes_its_own_checkpoints_only(digits: Path, tmp_path: Path) -> None:
+    whole, cut = _config(digits, tmp_path / "whole"), _config(digits, tmp_path / "cut")
+    plain = {"optim": whole.optim.model_copy(update={"distributed": False})}
+    whole, cut = whole.model_copy(update=plain), cut.model_copy(update=plain)
+    run_on_ranks(train, 2, whole)
+    _cut_off_after_two_steps(whole, cut)
+    run_on_ranks(train, 2, cut)
+    expected, resumed = (run_on_ranks(_content, 1, config.run_dir)[0] for config in (whole, cut))
+    assert expected.keys() == resumed.keys()
+    assert not [name for name in expected if not _same(expected[name], resumed[name])]
+    other = whole.model_copy(update={"optim": whole.optim.model_copy(update={"distributed": True})})
+    for message in run_on_ranks(_train_and_tell, 2, other):
+        assert "holds the state of a plain optimizer; resume with optim.distributed=false" in message

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_mm.config.schema import MODULES
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.models import attention, vision
 from megatron_mm.models.language import LanguageModel
@@ -20,6 +21,7 @@ from tests.layouts import (
     assert_equal_weights,
     largest_relative,
     layout,
+    module_of,
     outcomes,
 )
 from tests.ranks import run_on_ranks
@@ -41,6 +43,10 @@ def single(digits: Path, tensors: dict[str, torch.Tensor]) -> Outcome:
     """What one process does."""
     ((outcome,),) = run_on_ranks(outcomes, 1, "cpu", [layout()], tensors, digits / TOKENIZER)
     assert np.isfinite(outcome.losses).all()
+    counts = dict.fromkeys(MODULES, 0)
+    for name, tensor in tensors.items():
+        counts[module_of(name)] += tensor.numel()
+    assert outcome.num_trained == counts
     # The updates must matter, or what is compared after them says nothing.
     assert outcome.losses[0] - outcome.losses[-1] > 0.1
     return outcome
@@ -48,6 +54,7 @@ def single(digits: Path, tensors: dict[str, torch.Tensor]) -> Outcome:
 
 def _assert_equal(outcome: Outcome, reference: Outcome) -> None:
     assert np.abs(np.array(outcome.losses) - np.array(reference.losses)).max() < LOSS_TOLERANCE
+    assert outcome.num_trained == reference.num_trained
     if outcome.grads:  # rank 0
         assert_equal_gradients(outcome.grads, reference.grads)
         assert_equal_weights(outcome.weights, reference.weights)
