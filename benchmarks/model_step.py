@@ -7,7 +7,6 @@ grew by from before the model was made, each side in a process of its own.
 
 import gc
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,7 @@ from tests.ranks import run_alone
 from tests.tiny import r4b_tensors, random_picture, reference_models
 
 THREADS = 2
-WARM_UP, PAIRS = 3, 15
+PAIRS = 15
 LENGTHS = Path(__file__).with_name("lengths.json")
 MINI: dict[str, object] = {}
 WIDE: dict[str, object] = {
@@ -132,15 +131,16 @@ def _speed(case: Case, tokenizer_directory: Path) -> tuple[float, float, float]:
     config, tokenizer = _config(case), ChatTokenizer(tokenizer_directory)
     steps = _steps(case, config, tokenizer)
     num_tokens = [sum(len(sample.ids) - 1 for sample in samples) for samples, _ in steps]
+    warm_up = max(3, len(steps))  # every shape once
     with _ours(config, tokenizer, steps) as our_step:
         their_step = _theirs(config, tokenizer, steps)
         times = np.array(
             [
                 [_timed(step, number % len(steps)) for step in (our_step, their_step)]
-                for number in range(WARM_UP * len(steps) + PAIRS)
+                for number in range(warm_up + PAIRS)
             ]
-        )[WARM_UP * len(steps) :]
-    tokens = np.array([num_tokens[number % len(steps)] for number in range(PAIRS)])
+        )[warm_up:]
+    tokens = np.array([num_tokens[number % len(steps)] for number in range(warm_up, warm_up + PAIRS)])
     ours, theirs = tokens.sum() / times.sum(0)
     return float(ours), float(theirs), float(np.median(times[:, 1] / times[:, 0]))
 
@@ -266,9 +266,3 @@ def _theirs(config: RunConfig, tokenizer: ChatTokenizer, steps: list[Step]) -> C
         return loss.item()
 
     return step
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    for figure in measure():
-        print(figure)

@@ -5,21 +5,26 @@ from pathlib import Path
 
 from benchmarks.figure import Figure
 from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.digits import prepare_digits
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.weights.export import write_directory
 from tests.answers import largest_differences, our_logprobs, sample_with_vllm
 from tests.layouts import (
+    EXPERT_LAYOUTS,
+    EXPERTS,
     GRADIENT_TOLERANCE,
     LAYOUTS,
     LOSS_TOLERANCE,
     WEIGHT_TOLERANCE,
+    Overrides,
     largest_relative,
     layout,
     outcomes,
 )
 from tests.onevision import largest_difference, onevision_config, our_logits, their_logits
 from tests.parity import against_transformers
+from tests.precision import losses, precision_config
 from tests.ranks import run_alone, run_on_ranks
 from tests.tiny import r4b_tensors, reference_models, tiny_config
 
@@ -34,6 +39,7 @@ def measure() -> list[Figure]:
             *_transformers(),
             *_onevision(tokenizer),
             *_layouts(tokenizer),
+            _precision(digits),
             *_vllm(tokenizer, Path(folder) / "model"),
         ]
 
@@ -63,12 +69,17 @@ def _onevision(tokenizer: ChatTokenizer) -> list[Figure]:
 
 
 def _layouts(tokenizer: ChatTokenizer) -> list[Figure]:
-    tensors = r4b_tensors(layout(), *reference_models(layout()))
-    ((single,),) = run_on_ranks(outcomes, 1, "cpu", [layout()], tensors, tokenizer.directory)
+    return [*_matrix(tokenizer, layout(), LAYOUTS), *_matrix(tokenizer, layout(**EXPERTS), EXPERT_LAYOUTS)]
+
+
+def _matrix(tokenizer: ChatTokenizer, alone: RunConfig, layouts: dict[str, tuple[int, Overrides]]) -> list[Figure]:
+    """Each layout against the single process `alone`."""
+    tensors = r4b_tensors(alone, *reference_models(alone))
+    ((single,),) = run_on_ranks(outcomes, 1, "cpu", [alone], tensors, tokenizer.directory)
     figures = []
     for num_ranks in (1, 2, 4):
-        names = [name for name, (ranks, _) in LAYOUTS.items() if ranks == num_ranks]
-        configs = [layout(**LAYOUTS[name][1]) for name in names]
+        names = [name for name, (ranks, _) in layouts.items() if ranks == num_ranks]
+        configs = [layout(**layouts[name][1]) for name in names]
         results = run_on_ranks(outcomes, num_ranks, "cpu", configs, tensors, tokenizer.directory)[0]
         for name, outcome in zip(names, results, strict=True):
             losses = max(abs(ours - theirs) for ours, theirs in zip(outcome.losses, single.losses, strict=True))
@@ -82,6 +93,13 @@ def _layouts(tokenizer: ChatTokenizer) -> list[Figure]:
                 Figure(f"{name}: worst parameter after three steps", weights[0], "relative norm", WEIGHT_TOLERANCE),
             ]
     return figures
+
+
+def _precision(digits: Path) -> Figure:
+    configs = [precision_config(digits, precision) for precision in ("fp32", "bf16")]
+    fp32, bf16 = run_on_ranks(losses, 2, configs)[0]
+    worst = max(abs(ours - theirs) / theirs for ours, theirs in zip(bf16, fp32, strict=True))
+    return Figure("bf16 with fp32 masters against fp32, loss over 50 steps", worst, "worst relative difference", 0.02)
 
 
 def _vllm(tokenizer: ChatTokenizer, directory: Path) -> list[Figure]:
