@@ -1,5 +1,6 @@
 """Every parallel layout against a single process: losses, every parameter's gradient, weights after three updates."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
