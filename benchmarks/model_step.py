@@ -2,20 +2,22 @@
 
 Both sides take the same model, samples and dtype, one process and two threads; their steps alternate, and a ratio is
 the median over pairs. Tokens are those of the samples, padding not counted. A row's peak memory is what the process
-grew by from before the model was made, each side in a process of its own.
+grew by at most from before the model was made, imports done and process groups open, each side in a process of its own;
+once with blocks above 256 KiB given back when they are freed, and once on glibc's default heap, holes and all.
 """
 
 import gc
 import json
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 from benchmarks.figure import Figure
 from megatron_mm.chat.images import TileRules, tiles_of, tilings_of
@@ -77,15 +79,14 @@ def cases() -> list[Case]:
     mix = mixed_lengths(num_steps=8, num_samples=16)
     rows = []
     for name, model in (("mini", MINI), ("hidden 256, vocabulary 4096", WIDE)):
-        for precision in ("fp32", "bf16"):
-            bar = 0.9 if precision == "fp32" else None
-            rows += [
-                # 52 placeholders a picture
-                Case(f"{name}, pictures, 8 x 128 tokens", model, ((77,) * 8,), wide, 0.7, False, precision, bar),
-                Case(f"{name}, pictures, 16 x 256 tokens", model, ((205,) * 16,), wide, 0.7, False, precision, bar),
-                Case(f"{name}, text, 8 x 128 tokens", model, ((129,) * 8,), (), 1.0, False, precision, bar),
-                Case(f"{name}, text, 16 x 256 tokens", model, ((257,) * 16,), (), 1.0, False, precision, bar),
-            ]
+        rows += [
+            # 52 placeholders a picture
+            Case(f"{name}, pictures, 8 x 128 tokens", model, ((77,) * 8,), wide, 0.7, False, "fp32", 0.9),
+            Case(f"{name}, pictures, 16 x 256 tokens", model, ((205,) * 16,), wide, 0.7, False, "fp32", 0.9),
+            Case(f"{name}, pictures, 8 x 128 tokens", model, ((77,) * 8,), wide, 0.7, False, "bf16", None),
+            Case(f"{name}, text, 8 x 128 tokens", model, ((129,) * 8,), (), 1.0, False, "fp32", 0.9),
+            Case(f"{name}, text, 16 x 256 tokens", model, ((257,) * 16,), (), 1.0, False, "fp32", 0.9),
+        ]
         rows.append(Case(f"{name}, packed mix", model, mix, square, 1.0, True, "fp32", 1.5))
     return rows
 
@@ -117,12 +118,23 @@ def measure() -> list[Figure]:
                 Figure(f"{name}: transformers", theirs, "tokens/s"),
             ]
             if case.precision == "fp32":
-                grown = [run_alone(_peak, case, digits / TOKENIZER, side) for side in ("ours", "transformers")]
-                figures += [
-                    Figure(f"{name}: peak memory, ours / transformers", grown[0] / grown[1], "ratio", 1.2),
-                    Figure(f"{name}: peak memory, ours", grown[0] / 2**20, "MiB"),
-                    Figure(f"{name}: peak memory, transformers", grown[1] / 2**20, "MiB"),
-                ]
+                figures += _memory(case, digits / TOKENIZER)
+    return figures
+
+
+def _memory(case: Case, tokenizer_directory: Path) -> list[Figure]:
+    figures = []
+    for heap, settings, bar in (("", {"MALLOC_MMAP_THRESHOLD_": "262144"}, 1.2), (", default heap", {}, None)):
+        os.environ.update(settings)  # read when a process starts
+        ours, theirs = (run_alone(_peak, case, tokenizer_directory, side) / 2**20 for side in ("ours", "transformers"))
+        for name in settings:
+            del os.environ[name]
+        name = f"{case.name}, {case.precision}: peak memory{heap}"
+        figures += [
+            Figure(f"{name}, ours / transformers", ours / theirs, "ratio", bar),
+            Figure(f"{name}, ours", ours, "MiB"),
+            Figure(f"{name}, transformers", theirs, "MiB"),
+        ]
     return figures
 
 
@@ -132,8 +144,8 @@ def _speed(case: Case, tokenizer_directory: Path) -> tuple[float, float, float]:
     steps = _steps(case, config, tokenizer)
     num_tokens = [sum(len(sample.ids) - 1 for sample in samples) for samples, _ in steps]
     warm_up = max(3, len(steps))  # every shape once
-    with _ours(config, tokenizer, steps) as our_step:
-        their_step = _theirs(config, tokenizer, steps)
+    with state.process_group(get_platform("cpu")), state.model_parallel(config.parallel, 0) as groups:
+        our_step, their_step = _ours(config, tokenizer, steps, groups), _theirs(config, tokenizer, steps)
         times = np.array(
             [
                 [_timed(step, number % len(steps)) for step in (our_step, their_step)]
@@ -155,20 +167,14 @@ def _peak(case: Case, tokenizer_directory: Path, side: str) -> int:
     """Bytes that the process grows by at most while it makes the model and trains some steps."""
     config, tokenizer = _config(case), ChatTokenizer(tokenizer_directory)
     steps = _steps(case, config, tokenizer)
-    with state.process_group(get_platform("cpu")):
-        pass  # its imports are no part of the step
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
-    before = _high_water()
-    if side == "ours":
-        with _ours(config, tokenizer, steps) as step:
-            for number in range(2 * len(steps)):
-                step(number % len(steps))
-    else:
-        step = _theirs(config, tokenizer, steps)
+    with state.process_group(get_platform("cpu")), state.model_parallel(config.parallel, 0) as groups:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
+        before = _high_water()
+        made = _ours(config, tokenizer, steps, groups) if side == "ours" else _theirs(config, tokenizer, steps)
         for number in range(2 * len(steps)):
-            step(number % len(steps))
-    return _high_water() - before
+            made(number % len(steps))
+        return _high_water() - before
 
 
 def _high_water() -> int:
@@ -237,16 +243,16 @@ def _for_transformers(samples: list[Sample], pictures: list, processor, pad: int
     return inputs
 
 
-@contextmanager
-def _ours(config: RunConfig, tokenizer: ChatTokenizer, steps: list[Step]) -> Iterator[Callable[[int], float]]:
+def _ours(
+    config: RunConfig, tokenizer: ChatTokenizer, steps: list[Step], groups: ProcessGroupCollection
+) -> Callable[[int], float]:
     platform, patches = get_platform("cpu"), config.model.vision.patches_per_tile
+    torch.set_num_threads(THREADS)
     batches = [collate(samples, tokenizer.control(PAD), patches, Form.of_run(config)) for samples, _ in steps]
-    with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
-        torch.set_num_threads(THREADS)
-        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        from_hf(chunks, model_table(config.model), r4b_tensors(config, *reference_models(config)))
-        trainee = build_trainee(config, chunks, groups)
-        yield lambda number: train_step(trainee, [batches[number]], platform.device()).loss
+    chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+    from_hf(chunks, model_table(config.model), r4b_tensors(config, *reference_models(config)))
+    trainee = build_trainee(config, chunks, groups)
+    return lambda number: train_step(trainee, [batches[number]], platform.device()).loss
 
 
 def _theirs(config: RunConfig, tokenizer: ChatTokenizer, steps: list[Step]) -> Callable[[int], float]:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from megatron_mm.models.packing import zigzag
 
-# Up to here the scores are held: torch's fused CPU kernel starts anew for each sample and head, and its forward and
-# backward take 1.5 (S 256) to 6 times (S 88, batch 32) as long as three matrix products; beyond, it wins.
-SHORT_SEQUENCE = 256
+# Tokens up to which the scores are held: torch's fused CPU kernel starts anew for each sample and head. In bf16 it
+# takes 1.5 (256 tokens) to 4 times (64) as long as three matrix products, in fp32 1.2 times at 64 and no longer beyond.
+SHORT_SEQUENCE = {torch.bfloat16: 256, torch.float32: 64}
 # Rows of a mask that is held at once, where a context-parallel rank's queries stand in the middle of a sample.
 MASKED_QUERIES = 1024
 
@@ -138,7 +138,7 @@ class CoreAttention(MegatronModule):
         """[Q, n, d], [K, k, d], [K, k, d] -> [Q, n, d]; under a causal mask the queries are the last Q of K tokens."""
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [n, Q, d], [k, K, d]
         num_queries, num_keys = query.shape[1], key.shape[1]
-        if max(num_queries, num_keys) <= SHORT_SEQUENCE:
+        if max(num_queries, num_keys) <= SHORT_SEQUENCE[query.dtype]:
             out = _attention_with_scores(query, key, value, self.scale, causal=self.causal)
         elif num_queries == num_keys or not self.causal:
             out = _fused_attention(query, key, value, self.scale, causal=self.causal)
