@@ -1,6 +1,7 @@
 """Fifty steps of the miniature task in fp32, and in bf16 with fp32 master weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +49,13 @@ def losses(configs: list[RunConfig]) -> list[list[float]]:
                 trainee = build_trainee(config, chunks, groups)
                 dtypes = {parameter.dtype for chunk in chunks for parameter in chunk.parameters()}
                 assert dtypes == {torch.bfloat16 if config.precision == "bf16" else torch.float32}
+                gradients = {parameter.main_grad.dtype for chunk in chunks for parameter in _trained(chunk)}
+                assert gradients == {torch.float32}
                 data = StepBatches(config, tokenizer, state.data_rank(), state.data_ranks())
                 found.append([train_step(trainee, data[step], platform.device()).loss for step in range(STEPS)])
     return found
+
+
+def _trained(chunk: Any) -> list[Any]:
+    """Parameters with a gradient buffer, an attribute that Megatron-Core adds."""
+    return [parameter for parameter in chunk.parameters() if parameter.requires_grad]
