@@ -1,7 +1,7 @@
 """Saving aside and moving into place; loading whole or weights only, on any layout."""
 
-import multiprocessing
 import os
+import queue
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +32,8 @@ def save(run_dir: Path, step: int, chunks: Sequence[VisionLanguageModel], optimi
         partial.mkdir(parents=True)
     dist.barrier()
     # Megatron-Core would start a manager process for this queue, which imports the whole program again: seconds a run.
-    filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()  # pyright: ignore
+    # A save that is waited for puts and takes in this process; a queue between processes could still be empty then.
+    filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore
     sharded = _model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
     content = {"step": step, "optimizer_kind": _kind(optimizer), "model": sharded, "optimizer": optimizer_state}
