@@ -1,5 +1,6 @@
 """What every parallel layout does to one model and one set of samples: losses, gradients, weights after some steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,9 @@ EXPERT_LAYOUTS: dict[str, tuple[int, Overrides]] = {
 }
 
 
-def samples_of_step(step: int, tokenizer: ChatTokenizer, rules: TileRules) -> list[Sample]:
+def samples_of_step(config: RunConfig, tokenizer: ChatTokenizer, step: int) -> list[Sample]:
     """Eight questions about random pictures, short and long answers in both modes."""
+    rules = TileRules.of_model(config.model)
     random = np.random.default_rng(step)
     samples = []
     for number, shapes in enumerate(SAMPLES):
@@ -145,9 +147,8 @@ def samples_of_step(step: int, tokenizer: ChatTokenizer, rules: TileRules) -> li
     return samples
 
 
-def batches_of_step(config: RunConfig, step: int, tokenizer: ChatTokenizer) -> list[Batch]:
-    """This rank's micro-batches of the step."""
-    samples = samples_of_step(step, tokenizer, TileRules.of_model(config.model))
+def micro_batches(config: RunConfig, samples: list[Sample], tokenizer: ChatTokenizer) -> list[Batch]:
+    """This rank's micro-batches of a step's samples."""
     size, patches = config.train.micro_batch, config.model.vision.patches_per_tile
     micro = [samples[start : start + size] for start in range(0, len(samples), size)]
     mine = micro[state.data_rank() :: state.data_ranks()]
@@ -155,9 +156,13 @@ def batches_of_step(config: RunConfig, step: int, tokenizer: ChatTokenizer) -> l
 
 
 def outcomes(
-    platform_name: str, configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokenizer_directory: Path
+    platform_name: str,
+    configs: list[RunConfig],
+    tensors: dict[str, torch.Tensor],
+    tokenizer_directory: Path,
+    samples_of: Callable[[RunConfig, ChatTokenizer, int], list[Sample]] = samples_of_step,
 ) -> list[Outcome]:
-    """What each config's layout does. Runs on every rank."""
+    """What each config's layout does to the samples of each step. Runs on every rank."""
     platform, tokenizer = get_platform(platform_name), ChatTokenizer(tokenizer_directory)
     found = []
     with state.process_group(platform):
@@ -169,7 +174,7 @@ def outcomes(
                 trainee = build_trainee(config, chunks, groups)
                 grads, losses = {}, []
                 for step in range(STEPS):
-                    batches = batches_of_step(config, step, tokenizer)
+                    batches = micro_batches(config, samples_of(config, tokenizer, step), tokenizer)
                     if step == 0:
                         forward_backward(trainee, batches, platform.device())
                         grads = gradients(config, trainee)
@@ -216,13 +221,13 @@ def weights(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:
     return tensors if dist.get_rank() == 0 else {}
 
 
-def largest_relative(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], but: str = KEY_BIAS
-) -> tuple[float, str]:
-    """Largest norm of a difference, relative to the reference's norm, and the name of the tensor."""
+def largest_relative(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """Largest norm of a difference, relative to the reference's norm, and the tensor's name; key biases left out."""
     assert ours.keys() == theirs.keys()
     relative = {
-        name: float((ours[name] - tensor).norm() / tensor.norm()) for name, tensor in theirs.items() if but not in name
+        name: float((ours[name] - tensor).norm() / tensor.norm())
+        for name, tensor in theirs.items()
+        if KEY_BIAS not in name
     }
     worst = max(relative, key=lambda name: relative[name])
     return relative[worst], worst

@@ -78,16 +78,21 @@ def picture_sets(seed: int = 0) -> list[tuple[Any, ...]]:
     return [tuple(random_picture(shape, random) for shape in shapes) for shapes in PICTURE_SETS]
 
 
+def _pinpoints(config: RunConfig) -> list[list[int]]:
+    """The grids as (height, width) in pixels."""
+    tile = config.model.vision.image_size
+    return [[rows * tile, columns * tile] for rows, columns in config.model.tile_grids]
+
+
 def reference_model(config: RunConfig, image_token: int) -> LlavaOnevisionForConditionalGeneration:
-    """The model of `reference_tensors`, in fp32."""
+    """The model of `r4b_tensors`, in fp32."""
     siglip, qwen = reference_models(config)
-    tile, sides = config.model.vision.image_size, config.model.tile_grids
     model = LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
             vision_config=siglip.config,
             text_config=qwen.config,
             image_token_index=image_token,
-            image_grid_pinpoints=[[rows * tile, columns * tile] for rows, columns in sides],
+            image_grid_pinpoints=_pinpoints(config),
             vision_feature_select_strategy="full",
             vision_feature_layer=-1,
             vision_aspect_ratio=f"anyres_max_{config.model.max_tiles}",
@@ -109,7 +114,7 @@ def reference_processor(config: RunConfig, tokenizer: ChatTokenizer) -> LlavaOne
     tile = config.model.vision.image_size
     images = LlavaOnevisionImageProcessor(
         size={"height": tile, "width": tile},
-        image_grid_pinpoints=[[rows * tile, columns * tile] for rows, columns in config.model.tile_grids],
+        image_grid_pinpoints=_pinpoints(config),
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         resample=3,
@@ -126,16 +131,13 @@ def reference_processor(config: RunConfig, tokenizer: ChatTokenizer) -> LlavaOne
     )
 
 
-def by_transformers(
-    config: RunConfig, tokenizer: ChatTokenizer, texts: list[str]
-) -> list[tuple[BatchFeature, tuple[int, ...]]]:
-    """What LlavaOnevisionProcessor makes of each picture set with its text, and the tiles of each picture."""
+def by_transformers(config: RunConfig, tokenizer: ChatTokenizer, texts: list[str]) -> list[BatchFeature]:
+    """What LlavaOnevisionProcessor makes of each picture set with its text."""
     processor: Any = reference_processor(config, tokenizer)
-    made = []
-    for text, pictures in zip(texts, picture_sets(), strict=True):
-        inputs = processor(images=[list(pictures)] if pictures else None, text=[text], return_tensors="pt")
-        made.append((inputs, tuple(picture.shape[0] for picture in inputs.get("pixel_values", ()))))
-    return made
+    return [
+        processor(images=[list(pictures)] if pictures else None, text=[text], return_tensors="pt")
+        for text, pictures in zip(texts, picture_sets(), strict=True)
+    ]
 
 
 def samples_of(config: RunConfig, tokenizer: ChatTokenizer, rotation: int = 0) -> list[Sample]:
@@ -169,11 +171,11 @@ def _plant(fault: str) -> None:
     if fault == "positions restart a token late":
         # Rotary positions are relative: what a sample starts from does not matter, only that it is one start for all
         # its tokens. The rotary embedding prefers the padded starts; our attention takes the others.
-        def late(starts: torch.Tensor) -> PackedSeqParams:
+        def late(starts: torch.Tensor, device: torch.device) -> PackedSeqParams:
             moved = starts + (torch.arange(len(starts)) % (len(starts) - 1) > 0).int()
             longest = int((moved[1:] - moved[:-1]).max())
             padded = {"cu_seqlens_q_padded": moved, "cu_seqlens_kv_padded": moved, "max_seqlen_q": longest}
-            return dataclasses.replace(packed_sequence(starts), **padded)
+            return dataclasses.replace(packed_sequence(starts, device), **padded)
 
         vlm.packed_sequence = late
     if fault == "attention leaks over a sample's border":
@@ -199,10 +201,12 @@ def _broken(sample: Sample, fault: str, image: int) -> Sample:
 
 
 def largest_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """Largest absolute difference over all samples."""
     return max(float((mine - other).abs().max()) for mine, other in zip(ours, theirs, strict=True))
 
 
 def their_logits(config: RunConfig, tokenizer: ChatTokenizer) -> list[torch.Tensor]:
+    """transformers' logits [S, V] of each sample."""
     model = reference_model(config, tokenizer.control(IMAGE))
     samples = samples_of(config, tokenizer)
     with torch.no_grad():
@@ -210,9 +214,10 @@ def their_logits(config: RunConfig, tokenizer: ChatTokenizer) -> list[torch.Tens
 
 
 def model_inputs(config: RunConfig, tokenizer: ChatTokenizer, samples: list[Sample]) -> list[dict[str, torch.Tensor]]:
+    """The samples, which are those of `picture_sets`, as transformers' model takes them."""
     texts = ["<image>" * len(pictures) for pictures in picture_sets()]
     found = []
-    for (inputs, _), sample in zip(by_transformers(config, tokenizer, texts), samples, strict=True):
+    for inputs, sample in zip(by_transformers(config, tokenizer, texts), samples, strict=True):
         # The whole sample's ids in place of the bare pictures'.
         inputs = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
         found.append({**inputs, "input_ids": torch.from_numpy(sample.ids[:-1])[None]})

@@ -123,8 +123,7 @@ class CoreAttention(MegatronModule):
         """The same where each rank has some pieces of each sample; the gradients of keys and values are summed."""
         rank, ranks = self.context.rank(), self.context.size()
         gathered = gather_from_sequence_parallel_region(torch.cat([key, value], 1), group=self.context)
-        positions = torch.cat([zigzag(starts, other, ranks) for other in range(ranks)]).to(query.device)
-        key, value = gathered[positions.argsort()].chunk(2, 1)
+        key, value = gathered[_natural_order(tuple(starts), ranks)].chunk(2, 1)
         out, done = [], 0
         for start, end in itertools.pairwise(starts):
             size = (end - start) // (2 * ranks)
@@ -154,6 +153,12 @@ class CoreAttention(MegatronModule):
                 1,
             )
         return out.transpose(0, 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _natural_order(starts: tuple[int, ...], ranks: int) -> Tensor:
+    """int64 [S]: where each token of the sequence stands among the gathered parts; the same in every layer."""
+    return torch.cat([zigzag(starts, rank, ranks) for rank in range(ranks)]).argsort()
 
 
 def _mask(num_queries: int, num_keys: int) -> Tensor:

@@ -1,19 +1,23 @@
 """Packs, and which tokens of a sequence a context-parallel rank works on."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
-def packed_sequence(starts: Tensor) -> PackedSeqParams:
+def packed_sequence(starts: Tensor, device: torch.device) -> PackedSeqParams:
     """What attention and rotary embedding need to keep the samples of a pack apart.
 
     Args:
-        starts: int32 [samples + 1], where each sample begins, and the end; on CPU or device.
+        starts: int32 [samples + 1], where each sample begins, and the end; in host memory, where its longest sample is
+            found without waiting for the device.
+        device: where attention wants them.
     """
-    longest = int((starts[1:] - starts[:-1]).max())
+    longest = int(starts.diff().max())
+    starts = starts.to(device)
     return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=starts,
@@ -23,7 +27,7 @@ def packed_sequence(starts: Tensor) -> PackedSeqParams:
     )
 
 
-def zigzag(starts: list[int], rank: int, ranks: int) -> Tensor:
+def zigzag(starts: Sequence[int], rank: int, ranks: int) -> Tensor:
     """Positions of a sequence that context-parallel rank `rank` of `ranks` works on.
 
     Each sample is cut into 2 * `ranks` pieces, and a rank takes the piece of its number from the front and from the

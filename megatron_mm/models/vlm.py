@@ -112,7 +112,7 @@ class VisionLanguageModel(MegatronModule):
         Args:
             ids: int64 [B, S].
             pictures: of the whole batch; None where it has none.
-            starts: int32 [samples + 1], where each sample of a pack begins, and the end; then B is 1.
+            starts: int32 [samples + 1], where each sample of a pack begins, and the end, in host memory; then B is 1.
             labels: int64 [B, S]; None asks for logits.
             trained: bool [B, S], the tokens whose loss is wanted; None wants all.
 
@@ -130,7 +130,7 @@ class VisionLanguageModel(MegatronModule):
                 f"a sequence of {ids.shape[1]} tokens cannot be shared out; pad it to a multiple of "
                 f"{self.sequence_multiple} (config/layout.py sequence_multiple)"
             )
-        packing = None if starts is None else packed_sequence(starts)
+        packing = None if starts is None else packed_sequence(starts, ids.device)
         positions = None
         if self.config.context_parallel_size > 1:
             bounds = [0, ids.shape[1]] if starts is None else starts.tolist()

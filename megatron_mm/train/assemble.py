@@ -44,8 +44,9 @@ def build_trainee(config: RunConfig, chunks: list[VisionLanguageModel], groups: 
     The optimizer copies fp32 master weights when it is made, so weights loaded later would be lost.
     """
     freeze_all_but(chunks, config.train.trained)
-    ddp: list[Any] = [_wrapped(config, chunk, groups, first=number == 0) for number, chunk in enumerate(chunks)]
-    optimizer = get_megatron_optimizer(_optimizer_config(config), ddp, _rates(config))
+    ddp: list[Any] = [_wrapped(config, chunk, groups) for chunk in chunks]
+    settings = _optimizer_config(config)
+    optimizer = get_megatron_optimizer(settings, ddp, _rates(config, settings))
     # One config serves all chunks.
     megatron = chunks[0].config
     megatron.finalize_model_grads_func = finalize_model_grads
@@ -53,9 +54,7 @@ def build_trainee(config: RunConfig, chunks: list[VisionLanguageModel], groups: 
     return Trainee(chunks, ddp, optimizer, _scheduler(config, optimizer), num_trained(chunks))
 
 
-def _wrapped(
-    config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroupCollection, *, first: bool
-) -> DistributedDataParallel:
+def _wrapped(config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroupCollection) -> DistributedDataParallel:
     ddp = DistributedDataParallel(
         chunk.config,
         DistributedDataParallelConfig(
@@ -65,17 +64,14 @@ def _wrapped(
         ),
         Float16Module(chunk.config, chunk) if config.precision == "bf16" else chunk,
         pg_collection=groups,
-        # Buckets would let the gradients of a chunk be reduced while others are still made; only the first has those
-        # that come last.
-        disable_bucketing=not first,
     )
     ddp.broadcast_params()
     return ddp
 
 
-def _rates(config: RunConfig) -> dict[ParamKey, Any]:
+def _rates(config: RunConfig, settings: OptimizerConfig) -> dict[ParamKey, Any]:
     """Megatron-Core's overrides of parameter groups: no decay of vectors, and the rates of single modules."""
-    overrides: dict[ParamKey, Any] = get_standard_config_overrides(_optimizer_config(config))
+    overrides: dict[ParamKey, Any] = get_standard_config_overrides(settings)
     for module, rate in config.optim.modules.items():
         belongs = ParamWithNamePredicate(module, lambda _, name, module=module: module_of(_bare(name)) == module)
         min_lr = rate.lr if rate.min_lr is None else rate.min_lr

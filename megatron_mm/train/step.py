@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
 from megatron_mm.chat.images import Downscale
@@ -75,10 +76,12 @@ def forward_backward(trainee: Trainee, batches: list[Batch], device: torch.devic
 
 def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device):
     batch = next(batches)
+    # Only the chunk with the ViT looks at them.
+    pictures = _pictures(batch, device) if get_attr_wrapped_model(model, "pre_process") else None
     losses = model(
         batch.ids.to(device),
-        _pictures(batch, device),
-        None if batch.starts is None else batch.starts.to(device),
+        pictures,
+        batch.starts,
         batch.labels.to(device),
         batch.trained.to(device),
     )

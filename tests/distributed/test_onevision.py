@@ -11,18 +11,17 @@ import torch.nn.functional as F
 from megatron_mm.chat.images import TileRules, pixel_values
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Question, render_prompt
-from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.loader import Form, collate
 from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.models.vlm import build_model
-from megatron_mm.parallel import state
-from megatron_mm.parallel.platform import get_platform
-from megatron_mm.train.assemble import build_trainee
-from megatron_mm.train.step import forward_backward, train_step
-from megatron_mm.weights.stream import from_hf
-from megatron_mm.weights.tables import model_table
-from tests.layouts import LOSS_TOLERANCE, assert_equal_gradients, assert_equal_weights, gradients, module_of, weights
+from tests.layouts import (
+    LOSS_TOLERANCE,
+    STEPS,
+    assert_equal_gradients,
+    assert_equal_weights,
+    module_of,
+    outcomes,
+)
 from tests.onevision import (
     QUESTION,
     by_transformers,
@@ -41,7 +40,6 @@ from tests.tiny import r4b_tensors, reference_models
 
 # fp32 on both sides, sums in another order.
 LOGITS_TOLERANCE = 1e-4
-STEPS = 3
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def test_ids_and_tiles(tokenizer: ChatTokenizer) -> None:
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         prompts.append(render_prompt(Question(QUESTION, pictures), Mode.AUTO, tokenizer, rules))
     assert any(grid.downscaled for prompt in prompts for grid in prompt.tilings)
-    for (theirs, _), prompt in zip(by_transformers(config, tokenizer, texts), prompts, strict=True):
+    for theirs, prompt in zip(by_transformers(config, tokenizer, texts), prompts, strict=True):
         assert np.array_equal(theirs["input_ids"][0], prompt.ids)
         first = 0
         for picture, grid in zip(theirs.get("pixel_values", ()), prompt.tilings, strict=True):
@@ -102,32 +100,10 @@ def test_planted_faults_are_caught(
     assert (largest_difference(packed, theirs) > 10 * LOGITS_TOLERANCE) == packed_differs
 
 
-def _our_steps(
-    config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_directory: Path
-) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Losses of some steps, gradients of the first, weights after the last. Runs on one rank."""
-    tokenizer, platform = ChatTokenizer(tokenizer_directory), get_platform("cpu")
-    patches, size = config.model.vision.patches_per_tile, config.train.micro_batch
-    with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
-        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        from_hf(chunks, model_table(config.model), tensors)
-        trainee = build_trainee(config, chunks, groups)
-        losses, grads = [], {}
-        for step in range(STEPS):
-            samples = samples_of(config, tokenizer, step)
-            parts = [samples[first : first + size] for first in range(0, len(samples), size)]
-            batches = [collate(part, tokenizer.control(PAD), patches, Form.of_run(config)) for part in parts]
-            if step == 0:
-                forward_backward(trainee, batches, platform.device())
-                grads = gradients(config, trainee)
-            losses.append(train_step(trainee, batches, platform.device()).loss)
-        return losses, grads, weights(config, trainee)
-
-
 def _their_steps(
     config: RunConfig, tokenizer: ChatTokenizer
 ) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The same by transformers and torch's AdamW."""
+    """Losses of some steps, gradients of the first, weights after the last, by transformers and torch's AdamW."""
     model, optim = reference_model(config, tokenizer.control(IMAGE)), config.optim
     named = {name: parameter for name, parameter in model.named_parameters() if "post_layernorm" not in name}
     groups = []
@@ -178,8 +154,8 @@ def test_gradients_and_updates_equal_transformers_and_torchs_adamw(
         optim__modules="{vision: {lr: 3.0e-4}, embeddings: {lr: 5.0e-4, min_lr: 2.0e-4}}",
     )
     tensors = r4b_tensors(config, *reference_models(config))
-    ((losses, grads, trained),) = run_on_ranks(_our_steps, 1, config, tensors, tokenizer_directory)
-    their_losses, their_grads, their_trained = _their_steps(config, tokenizer)
-    assert np.abs(np.array(losses) - np.array(their_losses)).max() < LOSS_TOLERANCE
-    assert_equal_gradients(grads, their_grads)
-    assert_equal_weights(trained, their_trained)
+    ((ours,),) = run_on_ranks(outcomes, 1, "cpu", [config], tensors, tokenizer_directory, samples_of)
+    their_losses, their_grads, their_weights = _their_steps(config, tokenizer)
+    assert np.abs(np.array(ours.losses) - np.array(their_losses)).max() < LOSS_TOLERANCE
+    assert_equal_gradients(ours.grads, their_grads)
+    assert_equal_weights(ours.weights, their_weights)

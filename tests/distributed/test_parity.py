@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.layouts import EXPERTS
 from tests.parity import against_transformers
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_config
@@ -21,11 +22,7 @@ def test_logits_equal_transformers_at_tp_1_and_tp_2(tied: bool) -> None:
 
 
 def test_a_model_with_experts() -> None:
-    experts = "{num_experts: 8, experts_per_token: 2, ffn_hidden_size: 64}"
-    configs = [
-        tiny_config(model__language__experts=experts, model__language__tied_embeddings="false", parallel__expert=size)
-        for size in (1, 2)
-    ]
+    configs = [tiny_config(**EXPERTS, parallel__expert=size) for size in (1, 2)]
     for rank_results in run_on_ranks(against_transformers, 2, "cpu", configs):
         for differences in rank_results:
             assert differences["weights"] == 0.0
