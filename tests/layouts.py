@@ -105,6 +105,7 @@ LAYOUTS: dict[str, tuple[int, Overrides]] = {
     "CP 2, unpacked": (2, {**CP2, "data__packed": "false"}),
     "CP 2, recompute selective": (2, {**CP2, "train__recompute": "selective"}),
     "TP 2 x PP 2": (4, {**TP2, **PP2}),
+    "TP 2 x PP 2, vision data-parallel": (4, {**TP2, **PP2, "model__vision__parallel": "data"}),
     "TP 2 + SP x PP 2 interleaved": (4, {**SP, **PP2, "parallel__virtual_pipeline": 2}),
     "CP 2 x TP 2": (4, {**CP2, **TP2}),
     "CP 2 x TP 2 + SP": (4, {**CP2, **SP}),

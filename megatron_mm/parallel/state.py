@@ -69,10 +69,11 @@ def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroup
 
 
 def without_tensor_parallelism(groups: ProcessGroupCollection) -> ProcessGroupCollection:
-    """The same groups, but each rank alone in its tensor-parallel one; all ranks of the job call it together."""
+    """The same groups, but this rank alone in its tensor-parallel one."""
     alone = copy.copy(groups)
-    mine: Any
-    mine, _ = dist.new_subgroups_by_enumeration([[rank] for rank in range(dist.get_world_size())])
+    # Synchronised locally, since only the ranks of the first pipeline stage have a ViT; otherwise the others would name
+    # the next group of the job by another number, and wait for ever.
+    mine: Any = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     alone.tp = mine
     return alone
 
