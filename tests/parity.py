@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_mm.config.schema import RunConfig
@@ -40,16 +41,22 @@ def against_transformers(platform_name: str, configs: list[RunConfig]) -> list[d
                 exact = returned.keys() == tensors.keys() and all(
                     torch.equal(tensors[name], tensor) for name, tensor in returned.items()
                 )
-                found.append({"weights": 0.0 if exact else 1.0, **_differences(chunks[0], siglip, qwen, groups)})
+                num_tokens = config.model.language.vocab_size
+                differences = _differences(chunks[0], siglip, qwen, groups, num_tokens)
+                found.append({"weights": 0.0 if exact else 1.0, **differences})
     return found
 
 
 def _differences(
-    model: VisionLanguageModel, siglip: torch.nn.Module, qwen: torch.nn.Module, groups: ProcessGroupCollection
+    model: VisionLanguageModel,
+    siglip: torch.nn.Module,
+    qwen: torch.nn.Module,
+    groups: ProcessGroupCollection,
+    num_tokens: int,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(7)
     assert model.vision is not None
-    vision, logits = 0.0, 0.0
+    vision, logits, loss = 0.0, 0.0, 0.0
     for num_tiles in NUM_TILES:
         tiles = torch.randn(num_tiles, 3, 32, 32, generator=generator)
         # Our ViT stops before the final norm, as R-4B's does in vLLM.
@@ -57,7 +64,11 @@ def _differences(
         vision = max(vision, float((model.vision(tiles) - theirs).abs().max()))
     for shape in TEXT_SHAPES:
         # Above the image token, so that no placeholder is among them.
-        ids = torch.randint(IMAGE_TOKEN + 1, 128, shape, generator=generator)
-        ours = _gather_vocabulary(model(ids), groups)
-        logits = max(logits, float((ours - qwen(ids).logits).abs().max()))
-    return {"vision": vision, "logits": logits}
+        ids = torch.randint(IMAGE_TOKEN + 1, num_tokens, shape, generator=generator)
+        labels = torch.randint(num_tokens, shape, generator=generator)
+        ours, theirs = _gather_vocabulary(model(ids), groups), qwen(ids).logits
+        assert (ours[..., num_tokens:] == -torch.inf).all(), "padding of the vocabulary can be predicted"
+        logits = max(logits, float((ours[..., :num_tokens] - theirs).abs().max()))
+        of_tokens = F.cross_entropy(theirs.transpose(1, 2), labels, reduction="none")
+        loss = max(loss, float((model(ids, labels=labels) - of_tokens).abs().max()))
+    return {"vision": vision, "logits": logits, "loss": loss}

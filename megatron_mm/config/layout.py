@@ -3,13 +3,13 @@
 import math
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.config.schema import ModelConfig, RunConfig
+from megatron_mm.config.schema import ModelConfig, ParallelConfig, RunConfig
 
 
 def layout_faults(config: RunConfig, num_ranks: int) -> list[str]:
     """Every reason why `config` cannot run on `num_ranks` ranks, one sentence each, empty if it can."""
     return [
-        *_tensor_faults(config),
+        *tensor_faults(config.model, config.parallel),
         *_pipeline_faults(config),
         *_expert_faults(config, num_ranks),
         *_fp8_faults(config),
@@ -85,14 +85,15 @@ def tile_multiple(config: RunConfig) -> int:
     return ranks * fp8.alignment // math.gcd(fp8.alignment, vision.patches_per_tile)
 
 
-def _tensor_faults(config: RunConfig) -> list[str]:
-    parallel, vision, language = config.parallel, config.model.vision, config.model.language
+def tensor_faults(model: ModelConfig, parallel: ParallelConfig) -> list[str]:
+    """Every reason why tensor parallelism cannot cut a model."""
+    vision, language = model.vision, model.language
     cut = {
         "model.language.num_heads": language.num_heads,
         "model.language.num_kv_heads": language.num_kv_heads,
         "model.language.hidden_size": language.hidden_size,
         "model.language.ffn_hidden_size": language.ffn_hidden_size,
-        "model.language.vocab_size": language.vocab_size,
+        "model.language.vocab_size, padded": language.padded_vocab_size,
     }
     if vision.parallel == "tensor":
         cut |= {

@@ -90,6 +90,11 @@ class ExpertsConfig(Section):
         return self
 
 
+# Rows of the embedding are padded to a multiple of this, whatever the layout: checkpoints of all layouts have the same
+# shape, and every usual tensor-parallel degree divides it (Megatron-LM's default of make_vocab_size_divisible_by).
+VOCABULARY_MULTIPLE = 128
+
+
 class LanguageConfig(Section):
     """A dense Qwen3, or with `experts` a Qwen3-MoE."""
 
@@ -109,6 +114,11 @@ class LanguageConfig(Section):
     tied_embeddings: bool = True
     experts: ExpertsConfig | None = None
     init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and the output layer in memory; those behind `vocab_size` are never predicted."""
+        return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class ModelConfig(Section):
@@ -291,7 +301,10 @@ class RunConfig(Section):
 
     recipe: str = Field(description="name of the recipe that this config came from")
     run_dir: Path = Field(description="directory that takes everything the run writes")
-    init_from: Path | None = Field(default=None, description="run directory, or checkpoint in it, to take weights from")
+    init_from: Path | None = Field(
+        default=None,
+        description="what to take weights from: a run directory, a checkpoint in it, or a Hugging Face directory",
+    )
     platform: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = Field(default=0, ge=0)

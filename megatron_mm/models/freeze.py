@@ -35,7 +35,7 @@ def freeze_all_but(chunks: Sequence[VisionLanguageModel], trained: Iterable[str]
 
 
 def num_trained(chunks: Sequence[VisionLanguageModel]) -> dict[str, int]:
-    """Trained parameters of each module over the whole model; all ranks call it together."""
+    """Trained parameters of each module over the whole model, padding of the vocabulary included; all ranks call it."""
     groups = chunks[0].groups
     device = next(chunks[0].parameters()).device
     dense, experts = torch.zeros(2, len(MODULES), dtype=torch.int64, device=device)

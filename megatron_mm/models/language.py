@@ -21,8 +21,9 @@ class LanguageModel(GPTModel):
     take more memory and time than the layers before them.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any):
+    def __init__(self, config: TransformerConfig, language: LanguageConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
+        self.num_tokens = language.vocab_size
         if self.post_process and config.sequence_parallel:
             # The whole sequence is gathered here, to pick from; the output layer takes it as it comes.
             self.output_layer.sequence_parallel = False
@@ -42,6 +43,8 @@ class LanguageModel(GPTModel):
                     # With one expert-parallel rank, Megatron-Core would take them for dense parameters, whose
                     # gradients are not summed over tensor-parallel ranks.
                     setattr(parameter, "allreduce", False)  # noqa: B010 (unknown to the type)
+                    if not self.config.perform_initialization:
+                        continue
                     generator = torch.Generator(parameter.device).manual_seed(int(seed[0]))
                     parameter.normal_(std=self.config.init_method_std, generator=generator)
 
@@ -50,7 +53,8 @@ class LanguageModel(GPTModel):
     ) -> Tensor:
         """Hidden states [S, B, H] -> logits [B, S, V / ranks], or losses [B, S], or of the masked tokens [N].
 
-        Other stages than the last pass the hidden states on.
+        V is the padded vocabulary; logits of the padding are minus infinity. Other stages than the last pass the
+        hidden states on.
         """
         if not self.post_process:
             return hidden_states
@@ -65,6 +69,9 @@ class LanguageModel(GPTModel):
         if loss_mask is not None and labels is not None:
             hidden_states, labels = hidden_states[loss_mask], labels[loss_mask]  # [N, H], [N]
         logits, _ = self.output_layer(hidden_states, weight=weight)
+        first_padding = self.num_tokens - self.pg_collection.tp.rank() * logits.shape[-1]
+        if first_padding < logits.shape[-1]:
+            logits[..., max(first_padding, 0) :] = -torch.inf
         return logits if labels is None else vocab_parallel_cross_entropy(logits.float(), labels)
 
 
@@ -92,8 +99,9 @@ def build_language_model(
     """
     return LanguageModel(
         config,
+        language,
         block_spec(config, backend, groups.pp.rank(), causal=True, chunk=chunk),
-        language.vocab_size,
+        language.padded_vocab_size,
         language.max_positions,
         pre_process=first,
         post_process=last,
