@@ -154,6 +154,8 @@ def _shared(config: RunConfig, platform: Platform, tensor_ranks: int) -> dict[st
     return {
         "tensor_model_parallel_size": tensor_ranks,
         "params_dtype": dtype,
+        # Its CPU initialisation draws a whole matrix in memory, also of a model without memory (models/vlm.py).
+        "perform_initialization": not torch.empty(0).is_meta,
         "bf16": dtype is torch.bfloat16,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,

@@ -75,7 +75,8 @@ class SharedOutVisionModel(VisionModel):
             setattr(parameter, "tensor_model_parallel", False)  # noqa: B010 (unknown to the type)
             # Megatron-Core averages the gradients of exactly the parameters so marked over the tensor-parallel ranks.
             setattr(parameter, "average_gradients_across_tp_domain", True)  # noqa: B010
-            dist.broadcast(parameter.data, first, group=groups.tp)
+            if not parameter.is_meta:
+                dist.broadcast(parameter.data, first, group=groups.tp)
 
     def forward(self, tiles: Tensor) -> Tensor:
         rank, ranks = self.groups.tp.rank(), self.groups.tp.size()

@@ -186,10 +186,19 @@ def build_model(
     config: RunConfig, platform: Platform, groups: ProcessGroupCollection, image_token: int
 ) -> list[VisionLanguageModel]:
     """This rank's chunks of the model, one unless the pipeline is interleaved, with fresh weights, on its device."""
+    return [chunk.to(platform.device()) for chunk in _chunks(config, platform, groups, image_token)]
+
+
+def build_skeleton(config: RunConfig, platform: Platform, groups: ProcessGroupCollection) -> list[VisionLanguageModel]:
+    """The chunks that `build_model` would make, on torch's meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return _chunks(config, platform, groups, image_token=0)
+
+
+def _chunks(
+    config: RunConfig, platform: Platform, groups: ProcessGroupCollection, image_token: int
+) -> list[VisionLanguageModel]:
     language = language_config(config, platform)
     num_chunks = config.parallel.virtual_pipeline
     numbers = range(num_chunks) if num_chunks > 1 else [None]
-    return [
-        VisionLanguageModel(config, language, platform, groups, image_token, number).to(platform.device())
-        for number in numbers
-    ]
+    return [VisionLanguageModel(config, language, platform, groups, image_token, number) for number in numbers]

@@ -1,6 +1,8 @@
-"""The table run over a live, sharded model, both ways. One parameter is whole at a time."""
+"""The table run over a live, sharded model, both ways, in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,10 +14,16 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.models.language import first_expert
 from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
-from megatron_mm.weights.mapping import Rule
+from megatron_mm.weights.mapping import Readable, Rule
 
 LAYERS = "language.decoder.layers."
 EXPERTS = "mlp.experts.local_experts."
+EMBEDDING_TABLE, TIED_COPY = "language.embedding.word_embeddings.weight", "language.output_layer.weight"
+# Of whole tensors; large enough that a message's start costs nothing, small beside any rank's share of a model.
+BUCKET_BYTES = 128 * 2**20
+# A parameter that every tensor-parallel rank holds is gathered along with its neighbours up to this size: norms and
+# biases stand between all matrices, and would cut the buckets into single tensors.
+SMALL = 2**16
 
 
 def parameters_by_name(chunks: Sequence[VisionLanguageModel]) -> dict[str, Tensor]:
@@ -38,83 +46,200 @@ def _global_name(name: str, layers: Any) -> str:
     return f"{LAYERS}{layer.layer_number - 1}.{rest}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How a parameter comes to all ranks.
+
+    Attributes:
+        stage: pipeline stage that has it.
+        expert_rank: expert-parallel rank that has it, None where all of them do.
+        gathered: whether the shards of all tensor-parallel ranks are wanted.
+    """
+
+    stage: int
+    expert_rank: int | None
+    gathered: bool
+    dtype: torch.dtype
+
+
 @torch.no_grad()
-def to_hf(chunks: Sequence[VisionLanguageModel], table: list[Rule]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (Hugging Face name, whole tensor) on every rank; all ranks must run it together."""
+def to_hf(
+    chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (Hugging Face name, whole tensor) in the order of the table, on every rank; all ranks run it together.
+
+    Parameters travel in buckets. A rank holds one bucket of whole tensors, or one parameter where that is larger, and
+    its own part of it a second time. Tensors may be views of buckets or of the model: copy what is kept.
+    """
     parameters, groups = parameters_by_name(chunks), chunks[0].groups
     device = next(chunks[0].parameters()).device
-    # An expert lies on one expert-parallel rank of its stage, everything else on all of them.
-    expert_ranks = _owners((name for name in parameters if EXPERTS in name), groups.ep)
-    stages = _owners((*parameters, *expert_ranks), groups.pp)
-    for rule in table:
-        shard = parameters.get(rule.megatron)
-        if rule.megatron in expert_ranks:
-            shard = _from_owner(expert_ranks[rule.megatron], shard, device, groups.ep)
-        shard = _from_owner(stages[rule.megatron], shard, device, groups.pp)
-        yield from zip(rule.hf, rule.to_hf(rule.join(_gather(shard, rule, groups))), strict=True)
+    ranks = groups.tp.size()
+    routes = _routes(parameters, table, groups)
+    for route, rules in groupby(table, lambda rule: routes[rule.megatron]):
+        for bucket in _buckets(rules, ranks, route, bucket_bytes):
+            shapes = [rule.shard_shape(ranks) for rule in bucket]
+            shards = [parameters.get(rule.megatron) for rule in bucket]
+            of_ranks = _exchange(shards, [torch.Size(shape) for shape in shapes], route, device, groups)
+            # Emptied as it is handed on, so that the bucket is gone before the next one is made.
+            while of_ranks:
+                yield from _joined(bucket[-len(of_ranks)], of_ranks.pop(0))
 
 
 @torch.no_grad()
-def from_hf(chunks: Sequence[VisionLanguageModel], table: list[Rule], tensors: Mapping[str, Tensor]) -> None:
-    """Copy Hugging Face tensors into this rank's parameters.
+def from_hf(
+    chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], tensors: Mapping[str, Readable], where: str = ""
+) -> None:
+    """Copy Hugging Face tensors into this rank's parameters; of tensors in files only this rank's parts are read.
 
     A position table of another tile size is interpolated to the model's, and a warning says so.
+
+    Args:
+        where: what the tensors are of, for messages.
+
+    Raises:
+        InputError: a tensor is missing, has the wrong shape or dtype, or would be left over.
+    """
+    check_tensors(table, tensors, where)
+    parameters, groups = parameters_by_name(chunks), chunks[0].groups
+    rank, ranks = groups.tp.rank(), groups.tp.size()
+    last, filled = chunks[-1], set[str]()
+    for rule in table:
+        names = [rule.megatron]
+        if rule.megatron == EMBEDDING_TABLE and last.share_embeddings_and_output_weights and last.post_process:
+            names.append(TIED_COPY)  # where the last stage is not the first, it has its own copy
+        mine = [name for name in names if name in parameters]
+        if not mine:
+            continue
+        shard = shard_of(rule, tensors, rank, ranks)
+        for name in mine:
+            parameter = parameters[name]
+            if shard.dtype != parameter.dtype:
+                raise InputError(
+                    f"{where} {rule.hf[0]} is {dtype_name(shard.dtype)} and the model {dtype_name(parameter.dtype)}; "
+                    "import the weights with --dtype, or set precision to theirs"
+                )
+            assert shard.shape == parameter.shape, f"{name} is {parameter.shape}, the table makes {shard.shape}"
+            parameter.copy_(shard)
+            filled.add(name)
+    left = parameters.keys() - filled
+    assert not left, f"no rule fills {sorted(left)}"
+
+
+def shard_of(rule: Rule, tensors: Mapping[str, Readable], rank: int, ranks: int) -> Tensor:
+    """What tensor-parallel rank `rank` of `ranks` holds of a rule's parameter, position tables fitted."""
+    shard = rule.shard([tensors[name] for name in rule.hf], rank, ranks)
+    if rule.megatron == POSITIONS:
+        ((num_patches, _),) = rule.shapes
+        shard = fitted_positions(shard, num_patches, rule.hf[0])
+    return shard
+
+
+def check_tensors(table: Iterable[Rule], tensors: Mapping[str, Readable], where: str = "") -> None:
+    """Compare names and shapes of Hugging Face tensors with the table's, and report every difference.
 
     Raises:
         InputError: a tensor is missing, has the wrong shape, or would be left over.
     """
-    wanted = {name for rule in table for name in rule.hf}
-    missing, unused = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
-    if missing or unused:
-        raise InputError(f"the tensors do not fit the model: missing {missing or 'none'}, left over {unused or 'none'}")
-    parameters, groups = parameters_by_name(chunks), chunks[0].groups
+    shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
+    positions = {rule.hf[0] for rule in table if rule.megatron == POSITIONS}
+    faults = [f"it lacks {name} {list(shapes[name])}" for name in shapes if name not in tensors]
+    faults += [f"the model has no {name}" for name in sorted(tensors.keys() - shapes.keys())]
+    for name, shape in shapes.items():
+        seen = tuple(tensors[name].shape) if name in tensors else shape
+        fits = seen == shape or (name in positions and len(seen) == 2 and seen[1] == shape[1])
+        if not fits:
+            faults.append(f"{name} is {list(seen)}; the model's is {list(shape)}")
+    if faults:
+        raise InputError("\n".join([f"{where or 'the weights'} do not fit the model:", *faults]))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As --dtype takes it: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _joined(rule: Rule, of_ranks: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    return zip(rule.hf, rule.join(of_ranks if rule.axis is not None else of_ranks[:1]), strict=True)
+
+
+def _routes(
+    parameters: Mapping[str, Tensor], table: Sequence[Rule], groups: ProcessGroupCollection
+) -> dict[str, _Route]:
+    """Where each parameter of the table lies; all ranks call it together."""
+    mine = {name: (EXPERTS in name, parameter.dtype) for name, parameter in parameters.items()}
+    # An expert lies on one expert-parallel rank of its stage, everything else on all of them.
+    of_experts: list[Any] = [None] * groups.ep.size()
+    dist.all_gather_object(of_experts, list(mine.items()), group=groups.ep)
+    experts = {name: rank for rank, held in enumerate(of_experts) for name, (expert, _) in held if expert}
+    held = dict(entry for of_rank in of_experts for entry in of_rank)
+    of_stages: list[Any] = [None] * groups.pp.size()
+    dist.all_gather_object(of_stages, (held, experts), group=groups.pp)
+    ranks = groups.tp.size()
+    cut_modules = {_module(rule) for rule in table if rule.axis is not None} if ranks > 1 else set()
+    routes = {}
     for rule in table:
-        parameter = parameters.get(rule.megatron)
-        if parameter is None:
-            continue  # lives on another pipeline stage
-        whole = rule.to_megatron([tensors[name] for name in rule.hf])
-        if rule.megatron == POSITIONS:
-            whole = fitted_positions(whole, len(parameter), rule.hf[0])
-        shard = rule.shard(whole, groups.tp.rank(), groups.tp.size())
-        if shard.shape != parameter.shape:
-            shapes = {name: list(tensors[name].shape) for name in rule.hf}
-            raise InputError(f"{shapes} do not fill {rule.megatron}, which takes {list(parameter.shape)} on this rank")
-        parameter.copy_(shard)
-    last = chunks[-1]
-    if last.post_process and not last.pre_process and last.share_embeddings_and_output_weights:
-        # The last stage's own copy of the tied embedding.
-        (embedding,) = (rule for rule in table if rule.megatron == "language.embedding.word_embeddings.weight")
-        whole = tensors[embedding.hf[0]]
-        parameters["language.output_layer.weight"].copy_(embedding.shard(whole, groups.tp.rank(), groups.tp.size()))
+        name = rule.megatron
+        stage = next(stage for stage, (held, _) in enumerate(of_stages) if name in held)
+        held, experts = of_stages[stage]
+        gathered = _module(rule) in cut_modules and (rule.axis is not None or _numel(rule.shard_shape(ranks)) <= SMALL)
+        routes[name] = _Route(stage, experts.get(name), gathered, held[name][1])
+    return routes
 
 
-def _owners(names: Iterable[str], group: dist.ProcessGroup) -> dict[str, int]:
-    """First rank of the group that has each of the names."""
-    of_ranks: list[list[str] | None] = [None] * group.size()
-    dist.all_gather_object(of_ranks, list(names), group=group)
-    return {name: rank for rank in reversed(range(len(of_ranks))) for name in of_ranks[rank] or ()}
+def _module(rule: Rule) -> str:
+    return rule.megatron.split(".", 1)[0]
 
 
-def _from_owner(owner: int, shard: Tensor | None, device: torch.device, group: dist.ProcessGroup) -> Tensor:
-    """The shard that rank `owner` of the group holds, on every rank of it."""
-    if group.size() == 1:
-        assert shard is not None
-        return shard
-    source = dist.get_global_rank(group, owner)
-    mine = group.rank() == owner
-    form = [(shard.shape, shard.dtype) if mine and shard is not None else None]
-    dist.broadcast_object_list(form, source, group=group)
-    assert form[0] is not None
-    shape, dtype = form[0]
-    buffer = shard.detach().clone() if mine and shard is not None else torch.empty(shape, dtype=dtype, device=device)
-    dist.broadcast(buffer, source, group=group)
-    return buffer
+def _numel(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
 
 
-def _gather(shard: Tensor, rule: Rule, groups: ProcessGroupCollection) -> list[Tensor]:
-    """The shards of all tensor-parallel ranks."""
-    if rule.axis is None or groups.tp.size() == 1:
-        return [shard]
-    shards = [torch.empty_like(shard) for _ in range(groups.tp.size())]
-    dist.all_gather(shards, shard.contiguous(), group=groups.tp)
-    return shards
+def _buckets(rules: Iterable[Rule], ranks: int, route: _Route, limit: int) -> Iterator[list[Rule]]:
+    """Rules in a row whose parameters, as far as they are gathered, are together at most `limit` bytes, or single."""
+    parts = ranks if route.gathered else 1
+    bucket: list[Rule] = []
+    size = 0
+    for rule in rules:
+        added = _numel(rule.shard_shape(ranks)) * route.dtype.itemsize * parts
+        if bucket and size + added > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(rule)
+        size += added
+    if bucket:
+        yield bucket
+
+
+def _exchange(
+    shards: Sequence[Tensor | None],
+    shapes: Sequence[torch.Size],
+    route: _Route,
+    device: torch.device,
+    groups: ProcessGroupCollection,
+) -> list[list[Tensor]]:
+    """Each parameter's shards of all tensor-parallel ranks, or this rank's alone where they are not gathered."""
+    here = [shard.detach() for shard in shards if shard is not None]
+    travels = groups.pp.size() > 1 or (route.expert_rank is not None and groups.ep.size() > 1)
+    if not travels and not route.gathered:
+        return [[shard] for shard in here]
+    sizes = [shape.numel() for shape in shapes]
+    if len(here) == len(shapes):
+        buffer = torch.cat([shard.reshape(-1) for shard in here])
+    else:
+        buffer = torch.empty(sum(sizes), dtype=route.dtype, device=device)
+    if route.expert_rank is not None and groups.ep.size() > 1:
+        _broadcast(buffer, route.expert_rank, groups.ep)
+    if groups.pp.size() > 1:
+        _broadcast(buffer, route.stage, groups.pp)
+    buffers = [buffer]
+    if route.gathered:
+        buffers = [torch.empty_like(buffer) for _ in range(groups.tp.size())]
+        dist.all_gather(buffers, buffer, group=groups.tp)
+    of_ranks = [
+        [flat.view(shape) for flat, shape in zip(of_rank.split(sizes), shapes, strict=True)] for of_rank in buffers
+    ]
+    return [list(parts) for parts in zip(*of_ranks, strict=True)]
+
+
+def _broadcast(buffer: Tensor, owner: int, group: dist.ProcessGroup) -> None:
+    dist.broadcast(buffer, dist.get_global_rank(group, owner), group=group)

@@ -183,6 +183,9 @@ def _send_tensors_to_cpu() -> None:
 
         return wrapper
 
+    with torch.device(CPU):
+        # torch lists the functions that `with torch.device(...)` acts on at its first use: before they become ours.
+        torch.empty(0)
     for name in ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like"):
         setattr(torch, name, on_cpu(getattr(torch, name)))
     # Tied embeddings across pipeline stages, and the distributed optimizer's scratch tensors.

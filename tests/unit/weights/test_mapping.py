@@ -1,9 +1,11 @@
-"""The pure rules: exact both ways at any degree, and right by an independent computation."""
+"""The pure rules: exact both ways at any degree, right by an independent computation, and no more read than needed."""
+
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_mm.weights.mapping import FusedQkv, GatedMlp, PatchConvolution, Rule
+from megatron_mm.weights.mapping import FusedQkv, GatedMlp, PaddedVocabulary, PatchConvolution, Rule
 
 HIDDEN, HEADS, GROUPS, DIM = 12, 8, 4, 3
 
@@ -12,20 +14,28 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+def _case(kind: type[Rule], tensors: list[torch.Tensor], axis: int | None = None, **more: Any):
+    names = tuple("abc"[: len(tensors)])
+    return kind("m", names, tuple(tuple(tensor.shape) for tensor in tensors), axis, **more), tensors
+
+
 CASES = {
-    "copy": (Rule("m", ("a",)), [_random(5, 7)]),
-    "columns": (Rule("m", ("a",), 0), [_random(8, 3)]),
-    "rows": (Rule("m", ("a",), 1), [_random(3, 8)]),
-    "patch convolution": (PatchConvolution("m", ("a",), patch_size=2), [_random(6, 3, 2, 2)]),
-    "qkv weight": (
-        FusedQkv("m", ("q", "k", "v"), 0, GROUPS, DIM),
+    "copy": _case(Rule, [_random(5, 7)]),
+    "columns": _case(Rule, [_random(8, 3)], 0),
+    "rows": _case(Rule, [_random(3, 8)], 1),
+    "patch convolution": _case(PatchConvolution, [_random(6, 3, 2, 2)]),
+    "qkv weight": _case(
+        FusedQkv,
         [_random(HEADS * DIM, HIDDEN), _random(GROUPS * DIM, HIDDEN), _random(GROUPS * DIM, HIDDEN) + 1],
+        0,
+        head_dim=DIM,
     ),
-    "qkv bias": (
-        FusedQkv("m", ("q", "k", "v"), 0, GROUPS, DIM),
-        [_random(HEADS * DIM), _random(GROUPS * DIM), _random(GROUPS * DIM) + 1],
+    "qkv bias": _case(
+        FusedQkv, [_random(HEADS * DIM), _random(GROUPS * DIM), _random(GROUPS * DIM) + 1], 0, head_dim=DIM
     ),
-    "gated": (GatedMlp("m", ("gate", "up"), 0), [_random(8, 5), _random(8, 5) + 1]),
+    "gated": _case(GatedMlp, [_random(8, 5), _random(8, 5) + 1], 0),
+    "vocabulary": _case(PaddedVocabulary, [_random(9, 5)], 0, padded=16),
+    "vocabulary without padding": _case(PaddedVocabulary, [_random(16, 5)], 0, padded=16),
 }
 
 
@@ -33,16 +43,37 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_cut_and_joined_again_is_exact(case: str, ranks: int) -> None:
     rule, tensors = CASES[case]
-    whole = rule.to_megatron(tensors)
-    shards = [rule.shard(whole, rank, ranks) for rank in range(ranks)]
-    assert torch.equal(rule.join(shards), whole)
-    for back, original in zip(rule.to_hf(rule.join(shards)), tensors, strict=True):
+    shards = [rule.shard(tensors, rank, ranks) for rank in range(ranks)]
+    assert {tuple(shard.shape) for shard in shards} == {rule.shard_shape(ranks)}
+    for back, original in zip(rule.join(shards), tensors, strict=True):
         assert torch.equal(back, original)
+
+
+class _Watched:
+    """A tensor that counts what is read of it."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.num_read = tensor, 0
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+
+    def __getitem__(self, index: tuple[slice, ...]) -> torch.Tensor:
+        part = self.tensor[index]
+        self.num_read += part.numel()
+        return part
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rank_reads_its_own_part_only(case: str) -> None:
+    rule, tensors = CASES[case]
+    for rank in range(4):
+        watched = [_Watched(tensor) for tensor in tensors]
+        shard = rule.shard(watched, rank, 4)
+        assert sum(each.num_read for each in watched) <= shard.numel()
 
 
 def test_a_rank_gets_whole_query_groups_in_megatrons_order() -> None:
     rule, (query, key, value) = CASES["qkv weight"]
-    shard = rule.shard(rule.to_megatron((query, key, value)), 1, 2)
+    shard = rule.shard((query, key, value), 1, 2)
     heads_per_group = HEADS // GROUPS
     expected = []
     for group in (2, 3):
@@ -53,5 +84,10 @@ def test_a_rank_gets_whole_query_groups_in_megatrons_order() -> None:
 
 def test_a_rank_gets_its_share_of_gate_and_of_up() -> None:
     rule, (gate, up) = CASES["gated"]
-    shard = rule.shard(rule.to_megatron((gate, up)), 1, 2)
-    assert torch.equal(shard, torch.cat([gate[4:], up[4:]]))
+    assert torch.equal(rule.shard((gate, up), 1, 2), torch.cat([gate[4:], up[4:]]))
+
+
+def test_rows_behind_the_vocabulary_are_zero() -> None:
+    rule, (table,) = CASES["vocabulary"]
+    assert torch.equal(rule.shard((table,), 0, 2), table[:8])
+    assert torch.equal(rule.shard((table,), 1, 2), torch.cat([table[8:], torch.zeros(7, 5)]))
