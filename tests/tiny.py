@@ -17,6 +17,7 @@ from transformers import (
 
 from megatron_mm.config.load import load_config
 from megatron_mm.config.schema import RunConfig
+from megatron_mm.weights.tables import model_table
 
 IMAGE_TOKEN = 5
 
@@ -112,6 +113,11 @@ def r4b_tensors(config: RunConfig, siglip: torch.nn.Module, qwen: torch.nn.Modul
         elif not config.model.language.tied_embeddings:
             tensors[name] = tensor.clone()
     return tensors
+
+
+def in_order(config: RunConfig, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors in the order of export."""
+    return ((name, tensors[name]) for rule in model_table(config.model) for name in rule.hf)
 
 
 def _saved(state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

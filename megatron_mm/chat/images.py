@@ -73,13 +73,14 @@ class TileRules:
             side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
             grids = tuple((height // side, width // side) for height, width in config["image_grid_pinpoints"])
             max_tiles = int(config["vision_aspect_ratio"].removeprefix("anyres_max_"))
+            is_onevision = config["architectures"] == ["LlavaOnevisionForConditionalGeneration"]
         except FileNotFoundError:
             raise InputError(
                 f"no model in {directory} (config.json is missing); make it with `megatron-mm export`"
             ) from None
         except (json.JSONDecodeError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not of an R-4B model: {error!r}") from None
-        return cls(grids, side, side // patch, max_tiles)
+        return cls(grids, side, side // patch, max_tiles, "square" if is_onevision else "anyres")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_mm.chat import modes
 from megatron_mm.config.errors import InputError
@@ -18,18 +18,24 @@ CONTROL_TOKENS = (IMAGE, TURN_START, TURN_END, PAD, modes.THINK, modes.END_THINK
 class ChatTokenizer:
     """Ids of control tokens and of plain text.
 
+    Args:
+        directory: of a Qwen3-style tokenizer.
+        add_image: add the image token where there is none, as in a language model's.
+
     Raises:
         InputError: the directory holds no tokenizer, lacks a control token, or cuts the text after `<think>` so that
             the mode would not be decided by one token.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, add_image: bool = False):
         if not (directory / "tokenizer.json").is_file():
             raise InputError(f"no tokenizer.json in {directory}; give the directory of a Qwen3-style tokenizer")
         self.directory = directory
         hf = AutoTokenizer.from_pretrained(directory)
         assert isinstance(hf, PreTrainedTokenizerFast)
         self.hf = hf
+        if add_image:
+            hf.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
         added = self.hf.get_added_vocab()
         missing = [token for token in CONTROL_TOKENS if token not in added]
         if missing:
@@ -41,6 +47,10 @@ class ChatTokenizer:
 
     def __len__(self) -> int:
         return len(self.hf)
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer, whose directory may then be opened as one."""
+        self.hf.save_pretrained(directory)
 
     def control(self, token: str) -> int:
         """Id of a control token."""

@@ -11,19 +11,20 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.config.schema import RunConfig
+from megatron_mm.config.schema import ModelConfig, ParallelConfig, RunConfig, Section
 
 PACKAGE = Path(__file__).parent.parent
 RECIPES = PACKAGE / "recipes"
 PRESETS = PACKAGE / "presets"
 
 Tree = dict[str, Any]
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 def recipe_names() -> list[str]:
@@ -50,16 +51,69 @@ def load_config(recipe: str, files: Iterable[Path] = (), overrides: Iterable[str
     tree.setdefault("recipe", recipe)
     _fill_preset(tree, "vision")
     _fill_preset(tree, "language")
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors()]
-        raise InputError("\n".join([f"recipe {recipe} has {len(faults)} fault(s):", *faults])) from None
+    return _validated(RunConfig, tree, recipe)
+
+
+class _ImportConfig(Section):
+    """What a conversion reads of a config."""
+
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+
+
+def load_model(
+    found: Mapping[str, Any], recipe: str | None, files: Iterable[Path], overrides: Iterable[str]
+) -> tuple[ModelConfig, ParallelConfig]:
+    """The model and layout that a conversion is for.
+
+    Args:
+        found: `model` as the weights' own config says.
+        recipe: shipped recipe or YAML file whose `model` and `parallel` are laid over it; its other keys do not count.
+        files: YAML files laid over that, of which the same holds.
+        overrides: `model.key=value` and `parallel.key=value`, laid over that.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    tree = _recipe_tree(recipe) if recipe else {}
+    for file in files:
+        tree = _merge(tree, _read_yaml(file))
+    tree = {key: value for key, value in tree.items() if key in _ImportConfig.model_fields}
+    for override in overrides:
+        tree = _merge(tree, _override_tree(override))
+    _fill_preset(tree, "vision")
+    _fill_preset(tree, "language")
+    tree = _merge({"model": found}, tree)
+    config = _validated(_ImportConfig, tree, recipe or "of the weights")
+    return config.model, config.parallel
+
+
+def read_model(file: Path) -> ModelConfig:
+    """The model of a run's or a converted checkpoint's config.yaml.
+
+    Raises:
+        InputError: there is no such file, or it holds no model.
+    """
+    tree = {"model": _read_yaml(file).get("model")}
+    return _validated(_ImportConfig, tree, str(file)).model
+
+
+def model_to_yaml(model: ModelConfig) -> str:
+    """The model as YAML for `read_model`, and for `--config`, so that a run trains just this model."""
+    return yaml.safe_dump({"model": model.model_dump(mode="json")}, sort_keys=False)
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _validated(section: type[_Config], tree: Tree, recipe: str) -> _Config:
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors()]
+        raise InputError("\n".join([f"recipe {recipe} has {len(faults)} fault(s):", *faults])) from None
 
 
 def _recipe_tree(recipe: str) -> Tree:

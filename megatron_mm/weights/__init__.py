@@ -1,7 +1,12 @@
 """Hugging Face tensors <-> Megatron-Core parameters, from one table, in every layout.
 
-mapping.py     the pure rules: copy, reshape, fused QKV, gated MLP
-tables.py      which rule holds for which tensor of the model
-stream.py      the table run over a live, sharded model, both ways
-export.py      a Hugging Face directory in R-4B's layout
+mapping.py        the pure rules: copy, patch convolution, fused QKV, gated MLP, padded vocabulary
+tables.py         which rule holds for which tensor of the model
+names.py          the spellings of names that there are, and what directories hold beside the model
+hf_config.py      config.json -> our model config, strictly
+files.py          directories of safetensors, read in parts and written in shards
+source.py         directories as the weights of a model, complete and fitting
+stream.py         the table run over a live, sharded model, both ways
+export.py         Hugging Face directories that vLLM and transformers serve
+modeling_r4b.py   R-4B's model for transformers
 """
