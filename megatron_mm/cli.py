@@ -4,14 +4,18 @@ Exit codes: 0 done, 2 bad input, others failure.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_mm.config.errors import BAD_INPUT_CODE, InputError
 from megatron_mm.config.load import load_config, to_yaml
 from megatron_mm.config.schema import RunConfig
+
+DTYPES = ("float32", "bfloat16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    options.arguments = arguments
     # argparse takes no more overrides once it has seen an option.
     if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -58,10 +63,20 @@ def _parser() -> argparse.ArgumentParser:
     digits.add_argument("--seed", type=int, default=0)
     digits.set_defaults(run=_data_digits)
 
-    export = commands.add_parser("export", help="checkpoint -> Hugging Face directory in R-4B's layout")
-    export.add_argument("run_dir", type=Path, help="run directory whose newest checkpoint is exported")
+    _add_import(commands)
+    export = commands.add_parser("export", help="checkpoint -> Hugging Face directory")
+    export.add_argument("run_dir", type=Path, help="run directory whose newest checkpoint is exported, or a checkpoint")
     export.add_argument("directory", type=Path, help="where to write it; must not exist yet")
+    export.add_argument("--format", choices=("r4b", "llava_onevision"), default="r4b", help="default %(default)s")
+    export.add_argument("--dtype", choices=DTYPES, help="convert to it; left out, the checkpoint's is kept")
+    export.add_argument("--shard-size", type=float, default=1.0, help="largest file in GiB (default %(default)s)")
     export.set_defaults(run=_export)
+
+    verify = commands.add_parser("verify", help="compare two sets of weights to the bit; exit code 1 if they differ")
+    verify.add_argument("one", type=Path, help="Hugging Face directory, run directory or checkpoint")
+    verify.add_argument("other", type=Path, help="the same")
+    verify.add_argument("--subset", action="store_true", help="the second may hold more")
+    verify.set_defaults(run=_verify)
 
     evaluate = commands.add_parser("evaluate", help="ask a Hugging Face directory held-out questions through vLLM")
     evaluate.add_argument("model", type=Path, help="directory made by `megatron-mm export`")
@@ -75,6 +90,23 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run, and how to get what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_import(commands: Any) -> None:
+    parser = commands.add_parser("import", help="Hugging Face weights -> a checkpoint that every layout loads")
+    parser.add_argument("run_dir", type=Path, help="where to write it; must not exist yet")
+    overrides = "model.* differing from the weights' config; parallel.tensor, the parts that a tensor is stored in"
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help=overrides)
+    parser.add_argument("--model", type=Path, help="directory of an R-4B, LlavaOnevision or LlavaNext")
+    parser.add_argument("--vision", type=Path, help="directory of a SigLIP or SigLIP2; with --language")
+    parser.add_argument("--language", type=Path, help="directory of a Qwen3 or Qwen3-MoE; with --vision")
+    parser.add_argument("--recipe", help="recipe whose model the weights are for")
+    parser.add_argument("--config", action="append", default=[], type=Path, help="YAML laid over the recipe")
+    parser.add_argument("--dtype", choices=DTYPES, help="convert to it; left out, the weights' is kept")
+    parser.add_argument("--seed", type=int, default=0, help="of the projector drawn with --vision and --language")
+    parser.add_argument("--ignore-field", action="append", default=[], help="field of config.json that does not matter")
+    parser.add_argument("--nproc", type=int, help="share the work out over this many processes")
+    parser.set_defaults(run=_import)
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,11 +146,80 @@ def _data_digits(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export(options: argparse.Namespace) -> int:
-    from megatron_mm.convert import export_run
+def _import(options: argparse.Namespace) -> int:
+    _without_gpus()
+    from megatron_mm.convert.importing import ImportOptions, import_model, plan_import
+    from megatron_mm.parallel.launch import run_ranks
+    from megatron_mm.weights.stream import dtype_name
 
-    export_run(options.run_dir, options.directory)
+    directories = {"whole": options.model, "vision": options.vision, "language": options.language}
+    given = {kind: directory for kind, directory in directories.items() if directory is not None}
+    if given.keys() not in ({"whole"}, {"vision", "language"}):
+        raise InputError("give --model, or --vision and --language")
+    request = ImportOptions(
+        run_dir=options.run_dir,
+        directories=given,  # pyright: ignore[reportArgumentType]
+        recipe=options.recipe,
+        files=options.config,
+        overrides=options.overrides,
+        dtype=_dtype(options.dtype),
+        seed=options.seed,
+        ignored_fields=options.ignore_field,
+    )
+    if options.nproc is not None:
+        plan_import(request)
+        return run_ranks(_without_option(options.arguments, "--nproc"), options.nproc)
+    plan = import_model(request)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wrote {options.run_dir} in {dtype_name(plan.source.dtype)}", *plan.source.notes, sep="\n  ")
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    _without_gpus()
+    from megatron_mm.convert.exporting import export_run
+    from megatron_mm.weights.export import Format
+
+    shard_bytes = int(options.shard_size * 2**30)
+    if shard_bytes < 1:
+        raise InputError(f"--shard-size {options.shard_size} is not a size in GiB")
+    export_run(options.run_dir, options.directory, Format(options.format), _dtype(options.dtype), shard_bytes)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    _without_gpus()
+    from megatron_mm.convert.verify import verify
+
+    report = verify(options.one, options.other, subset=options.subset)
+    for note in report.notes:
+        print(f"not compared: {note}")
+    for difference in report.differences:
+        print(f"DIFFERENT: {difference}")
+    verdict = f"{len(report.differences)} differences" if report.differences else "equal to the bit"
+    print(f"{verdict}; compared {report.num_tensors:,} tensors of {report.num_values:,} values")
+    return int(bool(report.differences))
+
+
+def _without_gpus() -> None:
+    """Conversion moves bytes between files; beside a live CUDA, Megatron-Core cannot run on the CPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    return None if name is None else getattr(torch, name)
+
+
+def _without_option(arguments: Sequence[str], name: str) -> list[str]:
+    """The arguments without an option and its value."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != name and not argument.startswith(f"{name}="):
+            kept.append(argument)
+        skip = argument == name
+    return kept
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -15,6 +15,11 @@ def refuse_existing(directory: Path) -> None:
         raise InputError(f"{directory} exists already; remove it or choose another directory")
 
 
+def partial_of(directory: Path) -> Path:
+    """Where a directory is written before it is whole."""
+    return directory.with_name(directory.name + ".partial")
+
+
 @contextmanager
 def appearing_whole(directory: Path) -> Iterator[Path]:
     """A directory to write into, beside `directory`, that takes its name when the block ends without an error.
@@ -23,8 +28,12 @@ def appearing_whole(directory: Path) -> Iterator[Path]:
         InputError: the directory exists already.
     """
     refuse_existing(directory)
-    partial = directory.with_name(directory.name + ".partial")
+    partial = partial_of(directory)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     os.replace(partial, directory)

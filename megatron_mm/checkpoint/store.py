@@ -3,7 +3,7 @@
 import os
 import queue
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,18 @@ from megatron_mm.models.vlm import VisionLanguageModel
 
 def save(run_dir: Path, step: int, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> None:
     """Write a checkpoint after `step` steps; all ranks call it together."""
+    sharded = model_state(chunks)
+    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
+    content = {"step": step, "optimizer_kind": _kind(optimizer), "model": sharded, "optimizer": optimizer_state}
+    write(run_dir, step, content)
+
+
+def write(run_dir: Path, step: int, content: dict[str, Any], check: Callable[[Path], None] | None = None) -> None:
+    """Write a sharded state aside and move it into place; all ranks call it together.
+
+    Args:
+        check: looks at what was written before it is moved, on every rank, and raises where it is not right.
+    """
     final = step_directory(run_dir, step)
     partial = final.with_name(final.name + ".partial")
     if dist.get_rank() == 0:
@@ -34,11 +46,11 @@ def save(run_dir: Path, step: int, chunks: Sequence[VisionLanguageModel], optimi
     # Megatron-Core would start a manager process for this queue, which imports the whole program again: seconds a run.
     # A save that is waited for puts and takes in this process; a queue between processes could still be empty then.
     filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore
-    sharded = _model_state(chunks)
-    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
-    content = {"step": step, "optimizer_kind": _kind(optimizer), "model": sharded, "optimizer": optimizer_state}
     dist_checkpointing.save(content, str(partial))
     dist.barrier()
+    if check is not None:
+        check(partial)
+        dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -57,7 +69,7 @@ def load_weights(path: Path, chunks: Sequence[VisionLanguageModel]) -> None:
         InputError: the checkpoint is of another model, or damaged.
     """
     checkpoint = find(path)
-    state = _model_state(chunks)
+    state = model_state(chunks)
     _expect_stored_positions(state, checkpoint)
     loaded = _load({"model": state}, checkpoint)["model"]
     for number, chunk in enumerate(chunks):
@@ -76,7 +88,7 @@ def resume(path: Path, chunks: Sequence[VisionLanguageModel], optimizer: Megatro
     """
     checkpoint = find(path)
     _check_kind(optimizer, checkpoint)
-    sharded = _model_state(chunks)
+    sharded = model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
     loaded = _load({"model": sharded, "optimizer": optimizer_state}, checkpoint)
     _fill(chunks, loaded["model"])
@@ -102,7 +114,7 @@ def _check_kind(optimizer: MegatronOptimizer, checkpoint: Path) -> None:
         )
 
 
-def _model_state(chunks: Sequence[VisionLanguageModel]) -> dict[str, Any]:
+def model_state(chunks: Sequence[VisionLanguageModel]) -> dict[str, Any]:
     """The sharded state of each chunk; the tensors' names in it are those of the whole model."""
     return {str(number): chunk.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(chunks)}
 
@@ -136,7 +148,7 @@ def _metadata() -> dict[str, Any]:
 
 @torch.no_grad()
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    _check_fit(state["model"], checkpoint)
+    check_fit(state["model"], checkpoint)
     try:
         loaded = dist_checkpointing.load(state, str(checkpoint))
     except (CheckpointingException, KeyError, ValueError, OSError) as error:
@@ -155,14 +167,14 @@ def _sharded_tensors(state: Any) -> Iterator[ShardedTensor]:
             yield from _sharded_tensors(made)
 
 
-def _check_fit(model_state: ShardedStateDict, checkpoint: Path) -> None:
+def check_fit(state: ShardedStateDict, checkpoint: Path) -> None:
     """Compare names and shapes before loading, so that every rank refuses a checkpoint, and none waits for another."""
     stored = {
         name: tuple(tensor.global_shape)
         for name, tensor in dist_checkpointing.load_tensors_metadata(str(checkpoint)).items()
         if isinstance(tensor, ShardedTensor) and not name.startswith("optimizer.")
     }
-    mine = {tensor.key: tuple(tensor.global_shape) for tensor in _sharded_tensors(model_state)}
+    mine = {tensor.key: tuple(tensor.global_shape) for tensor in _sharded_tensors(state)}
     of_ranks: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(of_ranks, mine)
     wanted = {name: shape for of_rank in of_ranks for name, shape in of_rank.items()}

@@ -1,28 +1,49 @@
 """What can be known to be wrong with a run before a rank is started. Without Megatron-Core."""
 
+from pathlib import Path
+
+from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.checkpoint.paths import find
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import check_layout
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.shards import INDEX
+from megatron_mm.data.shards import INDEX, TOKENIZER
 from megatron_mm.parallel.platform import get_platform
+from megatron_mm.weights.hf_config import CONFIG
 
 
 def check_inputs(config: RunConfig, num_ranks: int) -> None:
     """Look at layout, data and checkpoint of a run on `num_ranks` ranks.
 
     Raises:
-        InputError: the layout does not fit, the machine lacks what the config asks for, or data or the checkpoint to
-            start from are missing.
+        InputError: the layout does not fit, the machine lacks what the config asks for, data or the checkpoint to start
+            from are missing, or they have different tokenizers.
     """
     check_layout(config, num_ranks)
     platform = get_platform(config.platform)
     fault = None if config.fp8.recipe == "none" else platform.fp8_fault(config.fp8.recipe)
     if fault is not None:
         raise InputError(fault)
-    if config.init_from is not None:
+    if config.init_from is not None and not (config.init_from / CONFIG).is_file():
         find(config.init_from)
     if config.data.path is None or not config.data.blend:
         raise InputError("training needs data.path, a directory made by `megatron-mm data`, and data.blend")
     if not (config.data.path / INDEX).is_file():
         raise InputError(f"no prepared data in data.path={config.data.path}; make it with `megatron-mm data`")
+    if config.init_from is not None:
+        _check_tokenizer(config.init_from, config.data.path)
+
+
+def _check_tokenizer(init_from: Path, data: Path) -> None:
+    """The weights must know the data's ids; they may know more."""
+    is_hf = (init_from / CONFIG).is_file()
+    directory = init_from if is_hf else find(init_from).parent.parent / TOKENIZER
+    if not (directory / "tokenizer.json").is_file():
+        return
+    ours, theirs = (ChatTokenizer(where).hf.get_vocab() for where in (data / TOKENIZER, directory))
+    other = next((token for token, number in ours.items() if theirs.get(token) != number), None)
+    if other is not None:
+        raise InputError(
+            f"the data of {data} was prepared with another tokenizer than init_from={init_from} has: {other!r} is "
+            f"token {ours[other]} in the data and {theirs.get(other, 'none')} there; prepare the data with the latter's"
+        )

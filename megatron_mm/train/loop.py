@@ -15,6 +15,7 @@ from megatron_mm.parallel.platform import Platform, get_platform
 from megatron_mm.telemetry.run import Telemetry
 from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.check import check_inputs
+from megatron_mm.train.initial import load_initial
 from megatron_mm.train.step import StepResult, train_step
 
 
@@ -33,13 +34,15 @@ def train(config: RunConfig) -> None:
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         checkpoint = paths.newest(config.run_dir)
         if checkpoint is None and config.init_from is not None:
-            store.load_weights(config.init_from, chunks)
+            load_initial(config, config.init_from, chunks)
         trainee = build_trainee(config, chunks, groups)
         first_step = 0
         if checkpoint is not None:
             first_step = store.resume(checkpoint, chunks, trainee.optimizer)
             trainee.scheduler.step(first_step)
         telemetry = Telemetry(config, writes=state.writes())
+        if state.writes():
+            tokenizer.save(config.run_dir / TOKENIZER)  # what the weights' ids mean goes with them
         telemetry.say(_greeting(config, platform, trainee, first_step))
         _steps(config, trainee, dataset, first_step, platform, telemetry)
         telemetry.close()
