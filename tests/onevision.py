@@ -1,6 +1,7 @@
 """transformers' LLaVA-OneVision of the same shape and weights as ours: the reference that is not our code."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from megatron_mm.models.packing import packed_sequence
 from megatron_mm.models.vlm import Pictures, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
+from megatron_mm.weights import mapping
 from megatron_mm.weights.export import chat_template
+from megatron_mm.weights.modeling_r4b import RForConditionalGeneration
 from megatron_mm.weights.stream import from_hf
 from megatron_mm.weights.tables import model_table
 from tests.tiny import r4b_tensors, random_picture, reference_models, tiny_config
@@ -85,9 +88,10 @@ def _pinpoints(config: RunConfig) -> list[list[int]]:
 
 
 def reference_model(config: RunConfig, image_token: int) -> LlavaOnevisionForConditionalGeneration:
-    """The model of `r4b_tensors`, in fp32."""
+    """The model of `r4b_tensors`, in fp32; with a norm before the projector, R-4B's."""
     siglip, qwen = reference_models(config)
-    model = LlavaOnevisionForConditionalGeneration(
+    kind = RForConditionalGeneration if config.model.projector.pre_norm else LlavaOnevisionForConditionalGeneration
+    model = kind(
         LlavaOnevisionConfig(
             vision_config=siglip.config,
             text_config=qwen.config,
@@ -183,6 +187,17 @@ def _plant(fault: str) -> None:
         attention.CoreAttention._per_sample = lambda self, query, key, value, starts: attend(
             self, query, key, value, [*starts[:1], *starts[2:]] if len(starts) > 2 else starts
         )
+    if fault == "queries and keys swapped, both ways":
+        # Where they have the same shape, in the ViT: a round trip does not show it.
+        fuse = mapping.FusedQkv.to_megatron
+
+        def swapped(self: mapping.FusedQkv, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            query, key, value = parts
+            return fuse(self, (key, query, value) if key.shape == query.shape else parts)
+
+        mapping.FusedQkv.to_megatron = swapped
+    if fault == "gate and up swapped, both ways":
+        mapping.GatedMlp.to_megatron = lambda self, parts: torch.cat([parts[1], parts[0]])  # noqa: ARG005
     if fault == "a missing newline":
         order = loader.feature_order
         loader.feature_order = lambda grid: np.where(order(grid) == NEWLINE, 0, order(grid))

@@ -1,5 +1,6 @@
 """Runs a function in fresh processes, as gloo ranks or alone, and brings back what each returned."""
 
+import functools
 import os
 import pickle
 import socket
@@ -26,13 +27,13 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) 
     return _run(function, environments, arguments)
 
 
-def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `function(*arguments)` in a fresh process that is no rank.
+def run_alone(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Call `function(*arguments, **keywords)` in a fresh process that is no rank.
 
     Raises:
         AssertionError: it failed, with its traceback.
     """
-    return _run(function, [{}], arguments)[0]
+    return _run(functools.partial(function, **keywords), [{}], arguments)[0]
 
 
 def _run(function: Callable[..., Any], environments: list[dict[str, str]], arguments: tuple[Any, ...]) -> list[Any]:

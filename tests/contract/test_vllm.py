@@ -16,8 +16,9 @@ from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.generation.engine import Completion
 from megatron_mm.weights.export import write_directory
 from tests.answers import QUESTION, largest_differences, our_logprobs, questions, sample_with_vllm
+from tests.layouts import EXPERTS, Overrides
 from tests.ranks import run_alone, run_on_ranks
-from tests.tiny import r4b_tensors, reference_models, tiny_config
+from tests.tiny import in_order, r4b_tensors, reference_models, tiny_config
 
 # fp32 on both sides, sums in another order; measured at 1e-5 on log-probabilities of about -5.
 TOLERANCE = 1e-4
@@ -25,13 +26,17 @@ TOLERANCE = 1e-4
 Exported = tuple[RunConfig, Path, dict[str, torch.Tensor]]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+MODELS: dict[str, Overrides] = {"tied": {}, "untied": {"model__language__tied_embeddings": False}, "experts": EXPERTS}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def exported(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A random model and its exported directory."""
-    config = tiny_config(model__language__vocab_size=384, model__language__tied_embeddings=request.param)
+    config = tiny_config(model__language__vocab_size=384, **MODELS[request.param])
     tensors = r4b_tensors(config, *reference_models(config))
     directory = tmp_path_factory.mktemp("exported") / "model"
-    write_directory(directory, config.model, ChatTokenizer(digits / TOKENIZER), tensors.items())
+    tokenizer = ChatTokenizer(digits / TOKENIZER)
+    write_directory(directory, config.model, tokenizer, in_order(config, tensors), torch.float32)
     return config, directory, tensors
 
 

@@ -84,6 +84,8 @@ def test_logits_alone_and_packed(tied: bool, tokenizer: ChatTokenizer, tokenizer
     [
         ("a shifted placeholder", True, True),
         ("swapped tiles", True, True),
+        ("queries and keys swapped, both ways", True, True),
+        ("gate and up swapped, both ways", True, True),
         ("a missing newline", True, True),
         ("positions restart a token late", False, True),
         ("attention leaks over a sample's border", False, True),
