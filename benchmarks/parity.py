@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+import torch
+
 from benchmarks.figure import Figure
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.schema import RunConfig
@@ -26,7 +28,7 @@ from tests.onevision import largest_difference, onevision_config, our_logits, th
 from tests.parity import against_transformers
 from tests.precision import losses, precision_config
 from tests.ranks import run_alone, run_on_ranks
-from tests.tiny import r4b_tensors, reference_models, tiny_config
+from tests.tiny import in_order, r4b_tensors, reference_models, tiny_config
 
 
 def measure() -> list[Figure]:
@@ -105,7 +107,7 @@ def _precision(digits: Path) -> Figure:
 def _vllm(tokenizer: ChatTokenizer, directory: Path) -> list[Figure]:
     config = tiny_config(model__language__vocab_size=384)
     tensors = r4b_tensors(config, *reference_models(config))
-    write_directory(directory, config.model, tokenizer, tensors.items())
+    write_directory(directory, config.model, tokenizer, in_order(config, tensors), torch.float32)
     completions = run_alone(sample_with_vllm, directory)
     answers = [completion.ids for completion in completions]
     ((ours,),) = run_on_ranks(our_logprobs, 1, config, directory, [tensors], answers)
