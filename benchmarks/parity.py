@@ -11,7 +11,9 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.digits import prepare_digits
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.weights.export import write_directory
+from tests import onevision
 from tests.answers import largest_differences, our_logprobs, sample_with_vllm
+from tests.formats import FORMATS, largest_difference, same_answers, say_everywhere
 from tests.layouts import (
     EXPERT_LAYOUTS,
     EXPERTS,
@@ -24,7 +26,7 @@ from tests.layouts import (
     layout,
     outcomes,
 )
-from tests.onevision import largest_difference, onevision_config, our_logits, their_logits
+from tests.onevision import onevision_config, our_logits, their_logits
 from tests.parity import against_transformers
 from tests.precision import losses, precision_config
 from tests.ranks import run_alone, run_on_ranks
@@ -32,7 +34,7 @@ from tests.tiny import in_order, r4b_tensors, reference_models, tiny_config
 
 
 def measure() -> list[Figure]:
-    """The comparisons of tests/distributed/test_{parity,onevision,layouts}.py and tests/contract/test_vllm.py."""
+    """The comparisons of tests/distributed/test_{parity,onevision,layouts}.py and of tests/contract."""
     with tempfile.TemporaryDirectory() as folder:
         digits = Path(folder) / "digits"
         prepare_digits(digits, num_train=60, num_heldout=20, seed=0)
@@ -43,6 +45,7 @@ def measure() -> list[Figure]:
             *_layouts(tokenizer),
             _precision(digits),
             *_vllm(tokenizer, Path(folder) / "model"),
+            *_formats(digits, Path(folder)),
         ]
 
 
@@ -64,8 +67,8 @@ def _onevision(tokenizer: ChatTokenizer) -> list[Figure]:
     ((alone, packed),) = run_on_ranks(our_logits, 1, config, tensors, tokenizer.directory, "")
     name = "transformers' LlavaOnevisionForConditionalGeneration, logits"
     return [
-        Figure(f"{name}, each sample alone", largest_difference(alone, theirs), "max abs difference", 1e-4),
-        Figure(f"{name}, all in one pack", largest_difference(packed, theirs), "max abs difference", 1e-4),
+        Figure(f"{name}, each sample alone", onevision.largest_difference(alone, theirs), "max abs difference", 1e-4),
+        Figure(f"{name}, all in one pack", onevision.largest_difference(packed, theirs), "max abs difference", 1e-4),
         Figure("samples compared, 0 to 3 pictures each", len(theirs), "samples"),
     ]
 
@@ -116,3 +119,19 @@ def _vllm(tokenizer: ChatTokenizer, directory: Path) -> list[Figure]:
         Figure("vLLM's log-probabilities of its own answers", difference, "max abs difference, nats", 1e-4),
         Figure("tokens compared with vLLM", sum(map(len, answers)), "tokens"),
     ]
+
+
+def _formats(digits: Path, folder: Path) -> list[Figure]:
+    figures = []
+    for form in FORMATS:
+        by_vllm, by_transformers, by_ourselves = say_everywhere(form, digits, folder / form)
+        name = f"trained at TP 2 x PP 2, exported as {form}, greedy"
+        for other, said in (("transformers", by_transformers), ("our checkpoint", by_ourselves)):
+            same = float(same_answers(by_vllm, said))
+            difference = largest_difference(by_vllm, said)
+            figures += [
+                Figure(f"{name}: {other} answers as vLLM does", same, "1 is yes", 1, "at least"),
+                Figure(f"{name}: {other}, log-probabilities of vLLM's", difference, "max abs difference, nats", 1e-4),
+            ]
+        figures.append(Figure(f"{name}: tokens compared", sum(len(each.ids) for each in by_vllm), "tokens"))
+    return figures
