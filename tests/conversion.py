@@ -46,15 +46,12 @@ EXPERT_LAYOUTS: dict[str, Overrides] = {
 # What people have: R-4B and LLaVA-OneVision, with vocabularies that no layout divides.
 R4B: Overrides = {"model__language__vocab_size": 390, "model__language__num_kv_heads": 4}
 ONEVISION: Overrides = {**R4B, "model__projector__pre_norm": "false", "model__multi_image": "square"}
+UNTIED: Overrides = {"model__language__tied_embeddings": "false"}
 MODELS: dict[str, Overrides] = {
     "R-4B, tied, fp32": {**R4B, "precision": "fp32"},
-    "R-4B, untied, bf16": {**R4B, "precision": "bf16", "model__language__tied_embeddings": "false"},
-    "LLaVA-OneVision, tied, bf16": {**ONEVISION, "precision": "bf16"},
-    "LLaVA-OneVision, untied, fp32": {
-        **ONEVISION,
-        "precision": "fp32",
-        "model__language__tied_embeddings": "false",
-    },
+    "R-4B, untied, bf16": {**R4B, **UNTIED, "precision": "bf16"},
+    "LLaVA-OneVision, tied, fp32": {**ONEVISION, "precision": "fp32"},
+    "LLaVA-OneVision, untied, bf16": {**ONEVISION, **UNTIED, "precision": "bf16"},
 }
 EXPERT_MODEL: Overrides = {**R4B, **EXPERTS, "precision": "bf16"}
 

@@ -34,7 +34,13 @@ def _check(tmp_path: Path, tokenizer: ChatTokenizer, model: Overrides, layouts: 
         assert not wrong
 
 
-@pytest.mark.parametrize("model", MODELS)
+# Both types, tied and untied, both projectors; the rest takes minutes more.
+QUICK = ("R-4B, tied, fp32", "LLaVA-OneVision, untied, bf16")
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=() if model in QUICK else pytest.mark.slow) for model in MODELS]
+)
 def test_every_layout_holds_the_files_bits_and_hands_them_to_every_other(
     model: str, tmp_path: Path, tokenizer: ChatTokenizer
 ) -> None:
