@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.models.vision import fitted_positions
-from megatron_mm.weights.names import Kind
+from megatron_mm.weights.hf_config import read_whole
+from megatron_mm.weights.names import Kind, our_names
 from megatron_mm.weights.source import Source, open_source
 from megatron_mm.weights.stream import shard_of
 from megatron_mm.weights.tables import EMBEDDING, LANGUAGE, OUTPUT, PROJECTOR, VISION, model_table
@@ -66,6 +68,26 @@ def test_every_spelling_is_read(spelling: str, tmp_path: Path) -> None:
     tensors = r4b_tensors(untied, *reference_models(untied))
     renamed = {SPELLINGS[spelling](name): tensor for name, tensor in tensors.items()}
     assert _equal(open_source({"whole": _saved(tmp_path / "model", renamed)}, untied.model), tensors)
+
+
+def test_a_llava_next_that_transformers_has_saved(tmp_path: Path) -> None:
+    siglip, qwen = reference_models(tiny_config())
+    config = LlavaNextConfig(
+        vision_config=siglip.config,
+        text_config=qwen.config,
+        image_grid_pinpoints=[[32, 64], [64, 32]],
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-2,
+        tie_word_embeddings=True,
+    )
+    theirs = LlavaNextForConditionalGeneration(config)
+    theirs.save_pretrained(tmp_path / "model")
+    model = read_whole(tmp_path / "model").model
+    assert (model.vision.used_layers, model.tile_grids, model.projector.pre_norm) == (1, ((1, 2), (2, 1)), False)
+    source = open_source({"whole": tmp_path / "model"}, model)
+    tensors = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
+    names = our_names(tensors, "whole", "here")
+    assert _equal(source, {name: tensors[names[name]] for rule in model_table(model) for name in rule.hf})
 
 
 @pytest.mark.parametrize("overrides", [{}, EXPERTS], ids=["dense", "experts"])
