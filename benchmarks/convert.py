@@ -72,7 +72,7 @@ def measure() -> list[Figure]:
             figures += _figures(f"import, {ranks} process(es)", found, size // ranks + largest, copy, size)
         copy = _copy(directory, root)
         found = [run_alone(_measured, export_run, root / "run1", root / "exported")]
-        figures += _figures("export, 1 process", found, SHARD_BYTES, copy, size)
+        figures += _figures("export, 1 process", found, size + SHARD_BYTES, copy, size)
         copy = _copy(directory, root)
         into, out = zip(*run_on_ranks(_live, 2, config, directory), strict=True)
         share = size // 2  # is there before
