@@ -29,10 +29,10 @@ from megatron_mm.models.vlm import VisionLanguageModel
 Places = Mapping[str, Sequence[ShardedTensor]]
 
 
-def places(skeleton: Sequence[VisionLanguageModel]) -> Places:
-    """Where each parameter of a skeleton lies in a checkpoint."""
+def _places(state: Mapping[str, Any]) -> Places:
+    """Where each parameter of a skeleton, whose state this is, lies in a checkpoint."""
     found: dict[str, list[ShardedTensor]] = {}
-    for name, entry in model_state(skeleton)["0"].items():
+    for name, entry in state["0"].items():
         if isinstance(entry, ShardedTensor):
             found[name] = [entry]
         elif isinstance(entry, ShardedTensorFactory):
@@ -54,8 +54,9 @@ class WholeParameters:
 
     def __init__(self, path: Path, skeleton: Sequence[VisionLanguageModel]):
         self.checkpoint = find(path)
-        check_fit(model_state(skeleton), self.checkpoint)
-        self._places = places(skeleton)
+        state = model_state(skeleton)
+        check_fit(state, self.checkpoint)
+        self._places = _places(state)
         try:
             self._reader = FileSystemReader(self.checkpoint)
             self._metadata: Any = self._reader.read_metadata()
@@ -138,7 +139,8 @@ def write_whole(
     Raises:
         InputError: it is not.
     """
-    where = places(skeleton)
+    state = model_state(skeleton)
+    where = _places(state)
     mine: dict[str, Any] = {}
     for name, parameter, axis in parameters:
         pieces = where[name]
@@ -148,8 +150,7 @@ def write_whole(
             for part in _cut(piece, values, axis, tensor_ranks)
         ]
     if dist.get_rank() == 0:
-        objects = model_state(skeleton)["0"].items()
-        mine |= {name: entry for name, entry in objects if isinstance(entry, ShardedObject)}
+        mine |= {name: entry for name, entry in state["0"].items() if isinstance(entry, ShardedObject)}
 
     def check(checkpoint: Path) -> None:
         stored = WholeParameters(checkpoint, skeleton)

@@ -23,6 +23,7 @@ from megatron_mm.weights.files import same_bits
 from megatron_mm.weights.hf_config import CONFIG, FoundModel, check_bridged, read_parts, read_whole
 from megatron_mm.weights.mapping import Rule
 from megatron_mm.weights.names import Kind
+from megatron_mm.weights.sizes import numel
 from megatron_mm.weights.source import Source, open_source
 from megatron_mm.weights.stream import shard_of
 from megatron_mm.weights.tables import model_table
@@ -155,4 +156,4 @@ def _share(table: Sequence[Rule], rank: int, ranks: int) -> list[Rule]:
 
 
 def _size(rule: Rule) -> int:
-    return torch.Size(rule.shard_shape(1)).numel()
+    return numel(rule.shard_shape(1))

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from megatron_mm.convert.checkpoint_weights import CheckpointWeights
@@ -15,6 +14,7 @@ from megatron_mm.weights.files import INDEX, SINGLE, open_directory, same_bits
 from megatron_mm.weights.hf_config import CONFIG, read_whole
 from megatron_mm.weights.mapping import Readable
 from megatron_mm.weights.names import Kind, not_of_the_model, our_names
+from megatron_mm.weights.sizes import numel
 from megatron_mm.weights.stream import dtype_name
 from megatron_mm.weights.tables import EMBEDDING, OUTPUT
 
@@ -80,7 +80,7 @@ def verify(one: Path, other: Path, *, subset: bool = False) -> Report:
             difference = _difference(mine, theirs)
             if difference is not None:
                 differences.append(f"{name}: {difference}")
-            num_values += torch.Size(mine.shape).numel()
+            num_values += numel(mine.shape)
     return Report(len(shared), num_values, tuple(sorted(differences)), tuple(sorted(notes)))
 
 

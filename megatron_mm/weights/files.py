@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.weights.mapping import Readable, Shape
+from megatron_mm.weights.sizes import groups_up_to, numel
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -133,7 +134,7 @@ def write_shards(
     Raises:
         InputError: what was read back differs from what was written.
     """
-    shards = list(_shards(shapes, dtype.itemsize, shard_bytes))
+    shards = list(groups_up_to(shard_bytes, shapes, lambda entry: numel(entry[1]) * dtype.itemsize))
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]
@@ -149,28 +150,10 @@ def write_shards(
     left = next(stream, None)
     assert left is None, f"{left[0] if left else ''} is not in the plan"
     if len(shards) > 1:
-        size = sum(_numel(shape) for _, shape in shapes) * dtype.itemsize
+        size = sum(numel(shape) for _, shape in shapes) * dtype.itemsize
         listed = {name: file for file, shard in zip(names, shards, strict=True) for name, _ in shard}
         content_of_index = {"metadata": {"total_size": size}, "weight_map": listed}
         (directory / INDEX).write_text(json.dumps(content_of_index, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(shapes: Iterable[tuple[str, Shape]], itemsize: int, limit: int) -> Iterator[list[tuple[str, Shape]]]:
-    shard: list[tuple[str, Shape]] = []
-    size = 0
-    for name, shape in shapes:
-        added = _numel(shape) * itemsize
-        if shard and size + added > limit:
-            yield shard
-            shard, size = [], 0
-        shard.append((name, shape))
-        size += added
-    if shard:
-        yield shard
-
-
-def _numel(shape: Shape) -> int:
-    return torch.Size(shape).numel()
 
 
 def _write_checked(file: Path, content: dict[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from megatron_mm.models.language import first_expert
 from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.weights.mapping import Readable, Rule
+from megatron_mm.weights.sizes import groups_up_to, numel
 
 LAYERS = "language.decoder.layers."
 EXPERTS = "mlp.experts.local_experts."
@@ -181,7 +182,7 @@ def _routes(
         name = rule.megatron
         stage = next(stage for stage, (held, _) in enumerate(of_stages) if name in held)
         held, experts = of_stages[stage]
-        gathered = _module(rule) in cut_modules and (rule.axis is not None or _numel(rule.shard_shape(ranks)) <= SMALL)
+        gathered = _module(rule) in cut_modules and (rule.axis is not None or numel(rule.shard_shape(ranks)) <= SMALL)
         routes[name] = _Route(stage, experts.get(name), gathered, held[name][1])
     return routes
 
@@ -190,24 +191,10 @@ def _module(rule: Rule) -> str:
     return rule.megatron.split(".", 1)[0]
 
 
-def _numel(shape: Sequence[int]) -> int:
-    return torch.Size(shape).numel()
-
-
 def _buckets(rules: Iterable[Rule], ranks: int, route: _Route, limit: int) -> Iterator[list[Rule]]:
     """Rules in a row whose parameters, as far as they are gathered, are together at most `limit` bytes, or single."""
     parts = ranks if route.gathered else 1
-    bucket: list[Rule] = []
-    size = 0
-    for rule in rules:
-        added = _numel(rule.shard_shape(ranks)) * route.dtype.itemsize * parts
-        if bucket and size + added > limit:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(rule)
-        size += added
-    if bucket:
-        yield bucket
+    return groups_up_to(limit, rules, lambda rule: numel(rule.shard_shape(ranks)) * route.dtype.itemsize * parts)
 
 
 def _exchange(
