@@ -55,14 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--nproc", type=int, help="start this many ranks here; leave out under torchrun")
     train.set_defaults(run=_train)
 
-    data = commands.add_parser("data", help="prepare a data set").add_subparsers(required=True, metavar="KIND")
-    digits = data.add_parser("digits", help="the miniature one: handwritten digits and questions about them")
-    digits.add_argument("directory", type=Path, help="where to write it; must not exist yet")
-    digits.add_argument("--train", type=int, default=12000, help="training pictures (default %(default)s)")
-    digits.add_argument("--heldout", type=int, default=400, help="held-out pictures (default %(default)s)")
-    digits.add_argument("--seed", type=int, default=0)
-    digits.set_defaults(run=_data_digits)
-
+    _add_data(commands)
     _add_import(commands)
     export = commands.add_parser("export", help="checkpoint -> Hugging Face directory")
     export.add_argument("run_dir", type=Path, help="run directory whose newest checkpoint is exported, or a checkpoint")
@@ -80,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="ask a Hugging Face directory held-out questions through vLLM")
     evaluate.add_argument("model", type=Path, help="directory made by `megatron-mm export`")
-    evaluate.add_argument("data", type=Path, help="prepared data set with a held-out split")
+    evaluate.add_argument("data", help="prepared data set with a held-out split: directory or URL")
     evaluate.add_argument("report", type=Path, help="JSON file to write")
     evaluate.add_argument("--questions", type=int, default=200, help="questions of each kind (default %(default)s)")
     evaluate.add_argument("--max-tokens", type=int, default=48, help="longest response (default %(default)s)")
@@ -90,6 +83,31 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run, and how to get what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="prepare and look at data sets").add_subparsers(required=True, metavar="DO")
+    prepare = data.add_parser("prepare", help="sources, named in a YAML file -> a prepared data set")
+    prepare.add_argument("sources", type=Path, help="YAML file, see docs/data.md")
+    prepare.add_argument("directory", type=Path, help="where to write; a call that was ended goes on")
+    prepare.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that differ from the file's")
+    prepare.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default %(default)s)")
+    prepare.set_defaults(run=_data_prepare)
+
+    inspect = data.add_parser("inspect", help="samples as the model sees them, and a summary")
+    _add_config_arguments(inspect)
+    inspect.add_argument("--samples", type=int, default=3, help="how many to show (default %(default)s)")
+    inspect.add_argument("--part", help="only of parts that match this pattern, such as 'ocr/*'")
+    inspect.add_argument("--split", choices=("train", "heldout"), default="train")
+    inspect.add_argument("--html", type=Path, help="write a page with pictures and tiles as well")
+    inspect.set_defaults(run=_data_inspect)
+
+    digits = data.add_parser("digits", help="the miniature one: handwritten digits and questions about them")
+    digits.add_argument("directory", type=Path, help="where to write it; must not exist yet")
+    digits.add_argument("--train", type=int, default=12000, help="training pictures (default %(default)s)")
+    digits.add_argument("--heldout", type=int, default=400, help="held-out pictures (default %(default)s)")
+    digits.add_argument("--seed", type=int, default=0)
+    digits.set_defaults(run=_data_digits)
 
 
 def _add_import(commands: Any) -> None:
@@ -137,6 +155,21 @@ def _train(options: argparse.Namespace) -> int:
     check_inputs(config, options.nproc)
     files = [argument for file in options.config for argument in ("--config", str(file))]
     return run_ranks(["train", options.recipe, *options.overrides, *files], options.nproc)
+
+
+def _data_prepare(options: argparse.Namespace) -> int:
+    from megatron_mm.config.load import load_prepare
+    from megatron_mm.data.prepare import prepare
+
+    prepare(load_prepare(options.sources, options.overrides), options.directory, options.workers)
+    return 0
+
+
+def _data_inspect(options: argparse.Namespace) -> int:
+    from megatron_mm.data.inspect import inspect_data
+
+    inspect_data(_config(options), options.samples, options.part, options.html, options.split)
+    return 0
 
 
 def _data_digits(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_mm.chat.images import TileRules
+from megatron_mm.chat.images import TileRules, pixel_values
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, Question, Sample, render_prompt
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
@@ -25,7 +25,7 @@ QUESTION = "Which digit is top left?"
 
 def questions() -> list[Question]:
     """The question about each set of pictures of tests/onevision.py: none, one of each shape, two, three."""
-    return [Question(QUESTION, pictures) for pictures in picture_sets()]
+    return [Question.about(QUESTION, pictures) for pictures in picture_sets()]
 
 
 def rendered(directory: Path) -> list[Prompt]:
@@ -64,7 +64,7 @@ def _answer_logprobs(
     ids = np.concatenate([prompt.ids, answer])
     sample = Sample(ids, np.zeros(len(ids), bool), prompt.tiles, prompt.tilings)
     batch = collate([sample], tokenizer.control(PAD), patches_per_tile=16)
-    pictures = None if batch.tiles is None else Pictures(batch.tiles, batch.order, batch.downscales)
+    pictures = None if batch.tiles is None else Pictures(pixel_values(batch.tiles), batch.order, batch.downscales)
     # The loss of a token is minus its log-probability.
     return (-model(batch.ids, pictures, labels=batch.labels))[0, len(prompt.ids) - 1 :].tolist()
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from megatron_mm.chat.images import TileRules
+from megatron_mm.chat.images import TileRules, pixel_values
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, Question, Sample, render_prompt
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
@@ -55,7 +55,7 @@ class Said:
 def _questions(form: Format) -> list[Question]:
     """None to three pictures; of LLaVA-OneVision up to one, since vLLM does not cut several as transformers does."""
     sets = picture_sets()
-    return [Question(QUESTION, pictures) for pictures in sets if form is Format.R4B or len(pictures) < 2]
+    return [Question.about(QUESTION, pictures) for pictures in sets if form is Format.R4B or len(pictures) < 2]
 
 
 def _prompts(directory: Path, form: Format) -> list[Prompt]:
@@ -124,7 +124,9 @@ def _by_ourselves(config: RunConfig, directory: Path, form: Format, answers: lis
             ids = np.concatenate([prompt.ids, answer, [tokenizer.control(PAD)]])
             sample = Sample(ids, np.zeros(len(ids), bool), prompt.tiles, prompt.tilings)
             batch = collate([sample], tokenizer.control(PAD), config.model.vision.patches_per_tile)
-            pictures = None if batch.tiles is None else Pictures(batch.tiles, batch.order, batch.downscales)
+            pictures = (
+                None if batch.tiles is None else Pictures(pixel_values(batch.tiles), batch.order, batch.downscales)
+            )
             found.append(_said(model(batch.ids, pictures)[0], answer, tokenizer.control(IMAGE)))
     return found
 
@@ -135,7 +137,6 @@ def say_everywhere(form: Format, digits: Path, folder: Path) -> tuple[list[Compl
         **FORMATS[form],
         "data__path": digits,
         "data__blend": "{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
-        "data__text_only": "false",
         "model__language__vocab_size": 390,
         "model__tile_grids": "[[1, 1], [1, 2], [2, 1], [2, 2], [3, 3]]",
         "train__trained": "[vision, projector, language, embeddings]",

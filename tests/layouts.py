@@ -11,7 +11,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from megatron_mm.chat.images import TileRules
-from megatron_mm.chat.render import Question, Response, Sample, render_sample
+from megatron_mm.chat.render import Conversation, Question, Rendering, Response, Sample, render_sample
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
 from megatron_mm.config.layout import check_layout
 from megatron_mm.config.schema import RunConfig
@@ -144,7 +144,8 @@ def samples_of_step(config: RunConfig, tokenizer: ChatTokenizer, step: int) -> l
         pictures: tuple[Image.Image, ...] = tuple(random_picture(shape, random) for shape in shapes)
         digits = "".join(map(str, random.integers(0, 10, 3 + 7 * number)))
         response = Response(digits[:3], digits if number % 2 else None)
-        samples.append(render_sample(Question(f"Say {digits[:4]}.", pictures), response, tokenizer, rules))
+        asked = Conversation.of(Question.about(f"Say {digits[:4]}.", pictures), response)
+        samples.append(render_sample(asked, Rendering.PRETRAIN, tokenizer, rules))
     return samples
 
 

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.feature_extraction_utils import BatchFeature
 
-from megatron_mm.chat.images import NEWLINE, TileRules
-from megatron_mm.chat.render import Question, Response, Sample, render_sample
+from megatron_mm.chat.images import NEWLINE, TileRules, pixel_values
+from megatron_mm.chat.render import Conversation, Question, Rendering, Response, Sample, render_sample
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data import loader
@@ -148,8 +148,9 @@ def samples_of(config: RunConfig, tokenizer: ChatTokenizer, rotation: int = 0) -
     """One answer a picture set; `rotation` changes which."""
     rules, sets = TileRules.of_model(config.model), picture_sets()
     responses = [Response(str((number + rotation) % 7), "3+4=7" if number % 2 else None) for number in range(len(sets))]
-    questions = [Question(QUESTION, pictures) for pictures in sets]
-    return [render_sample(*pair, tokenizer, rules) for pair in zip(questions, responses, strict=True)]
+    questions = [Question.about(QUESTION, pictures) for pictures in sets]
+    contents = [Conversation.of(*pair) for pair in zip(questions, responses, strict=True)]
+    return [render_sample(content, Rendering.PRETRAIN, tokenizer, rules) for content in contents]
 
 
 def our_logits(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_directory: Path, fault: str) -> Logits:
@@ -165,7 +166,9 @@ def our_logits(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_di
         found = []
         for part, form in forms:
             batch = collate(part, tokenizer.control(PAD), patches, form)
-            pictures = None if batch.tiles is None else Pictures(batch.tiles, batch.order, batch.downscales)
+            pictures = (
+                None if batch.tiles is None else Pictures(pixel_values(batch.tiles), batch.order, batch.downscales)
+            )
             found.append(model(batch.ids, pictures, batch.starts)[0])
     return found[:-1], list(found[-1].split([len(sample.ids) - 1 for sample in samples]))
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.loader import StepBatches
-from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.data.loader import MicroBatches
+from megatron_mm.data.shards import PreparedData
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
@@ -25,7 +25,6 @@ def precision_config(digits: Path, precision: str) -> RunConfig:
     return tiny_config(
         data__path=digits,
         data__blend="{" + ", ".join(f"digits/{part}: 1" for part in PARTS) + "}",
-        data__text_only="false",
         data__packed="true",
         model__language__vocab_size=384,
         train__steps=STEPS,
@@ -43,7 +42,7 @@ def losses(configs: list[RunConfig]) -> list[list[float]]:
     with state.process_group(platform):
         for config in configs:
             assert config.data.path is not None
-            tokenizer = ChatTokenizer(config.data.path / TOKENIZER)
+            tokenizer = PreparedData(config.data.path).tokenizer()
             with state.model_parallel(config.parallel, config.seed) as groups:
                 chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
                 trainee = build_trainee(config, chunks, groups)
@@ -51,8 +50,8 @@ def losses(configs: list[RunConfig]) -> list[list[float]]:
                 assert dtypes == {torch.bfloat16 if config.precision == "bf16" else torch.float32}
                 gradients = {parameter.main_grad.dtype for chunk in chunks for parameter in _trained(chunk)}
                 assert gradients == {torch.float32}
-                data = StepBatches(config, tokenizer, state.data_rank(), state.data_ranks())
-                found.append([train_step(trainee, data[step], platform.device()).loss for step in range(STEPS)])
+                data = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
+                found.append([train_step(trainee, data.step(step), platform.device()).loss for step in range(STEPS)])
     return found
 
 

@@ -8,17 +8,17 @@ LLaVA-OneVision gives each of several pictures of a sample one square tile inste
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ModelConfig
@@ -29,6 +29,10 @@ PIXEL_STD = 0.5
 NEWLINE = -1
 # LLaVA-OneVision scales features down where they are more than 1.1^2 * N tiles' (transformers' pack_image_features).
 DOWNSCALE_ABOVE = 1.1
+# What is opened; a picture of more pixels than this is taken for a decompression bomb.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 80_000_000
+EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class Downscale:
         size: (rows, columns) after it.
     """
 
-    plane: torch.Tensor
+    plane: Tensor
     size: tuple[int, int]
 
 
@@ -147,43 +151,99 @@ def _square(rules: TileRules) -> Tiling:
 
 @lru_cache(maxsize=65536)
 def tiling(width: int, height: int, rules: TileRules) -> Tiling:
-    """Choose the grid of a picture of `width` x `height` pixels.
+    """Choose the grid of a picture of `width` x `height` pixels; see `cut`."""
+    cuts = cut(np.array([width]), np.array([height]), rules)
+    rows, columns, resized_width, resized_height, top, bottom, left, right, down_rows, down_columns = (
+        int(field[0]) for field in cuts
+    )
+    return Tiling(
+        rows,
+        columns,
+        rules.tile_size,
+        (resized_width, resized_height),
+        top,
+        bottom,
+        left,
+        right,
+        rules.patches_per_side,
+        (down_rows, down_columns) if down_rows else None,
+    )
+
+
+class Cuts(NamedTuple):
+    """The fields of many pictures' `Tiling`, each int64 [N]; `down_rows` and `down_columns` are 0 where nothing is
+    scaled down."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    resized_width: np.ndarray
+    resized_height: np.ndarray
+    top: np.ndarray
+    bottom: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    down_rows: np.ndarray
+    down_columns: np.ndarray
+
+    @property
+    def num_tiles(self) -> np.ndarray:
+        """As `Tiling.num_tiles`."""
+        return 1 + self.rows * self.columns
+
+    def num_features(self, rules: TileRules) -> np.ndarray:
+        """As `Tiling.num_features`."""
+        rows = np.where(self.down_rows > 0, self.down_rows, self.bottom - self.top)
+        columns = np.where(self.down_rows > 0, self.down_columns, self.right - self.left)
+        return rules.patches_per_side**2 + rows * (columns + 1)
+
+
+def cut(widths: np.ndarray, heights: np.ndarray, rules: TileRules) -> Cuts:
+    """How any-res cuts pictures of the given sizes.
 
     The grid keeps as many of the picture's pixels as possible, and of equals the one with the least padding.
+
+    Args:
+        widths, heights: int64 [N], pixels, at least 1.
+        rules: of the model.
     """
     side, patches = rules.tile_size, rules.patches_per_side
-
-    def kept_and_waste(grid: tuple[int, int]) -> tuple[int, int]:
-        grid_height, grid_width = grid[0] * side, grid[1] * side
-        scale = min(grid_width / width, grid_height / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - grid_height * grid_width
-
-    rows, columns = max(rules.grids, key=kept_and_waste)
+    rows, columns = (np.zeros(len(widths), np.int64) for _ in range(2))
+    best_kept, best_waste = (np.full(len(widths), -(2**62)) for _ in range(2))
+    for grid_rows, grid_columns in rules.grids:
+        area = grid_rows * grid_columns * side * side
+        scale = np.minimum(grid_columns * side / widths, grid_rows * side / heights)
+        fitted = (widths * scale).astype(np.int64) * (heights * scale).astype(np.int64)
+        kept = np.minimum(fitted, widths * heights)
+        better = (kept > best_kept) | ((kept == best_kept) & (kept - area > best_waste))
+        rows[better], columns[better] = grid_rows, grid_columns
+        best_kept[better], best_waste[better] = kept[better], (kept - area)[better]
     grid_width, grid_height = columns * side, rows * side
     # The longer side fills the grid; the other is rounded up and cannot pass the border.
-    if grid_width / width < grid_height / height:
-        resized = (grid_width, min(math.ceil(height * (grid_width / width)), grid_height))
-    else:
-        resized = (min(math.ceil(width * (grid_height / height)), grid_width), grid_height)
+    fills_width = grid_width / widths < grid_height / heights
+    by_width = np.minimum(np.ceil(heights * (grid_width / widths)).astype(np.int64), grid_height)
+    by_height = np.minimum(np.ceil(widths * (grid_height / heights)).astype(np.int64), grid_width)
     patch_columns, patch_rows = columns * patches, rows * patches
-    top, bottom, left, right = 0, patch_rows, 0, patch_columns
-    # Patches that see only padding, reckoned as transformers' and vLLM's unpad do, rounding to 7 digits included.
-    if width / height > patch_columns / patch_rows:
-        kept_rows = int(round(height * (patch_columns / width), 7))
-        top = (patch_rows - kept_rows) // 2
-        bottom = patch_rows - top
-    else:
-        kept_columns = int(round(width * (patch_rows / height), 7))
-        left = (patch_columns - kept_columns) // 2
-        right = patch_columns - left
-    downscaled = _downscaled(bottom - top, right - left, rules)
-    return Tiling(rows, columns, side, resized, top, bottom, left, right, patches, downscaled)
-
-
-def _downscaled(rows: int, columns: int, rules: TileRules) -> tuple[int, int] | None:
-    ratio = math.sqrt(rows * columns / (rules.max_tiles * rules.patches_per_side**2))
-    return (int(rows // ratio), int(columns // ratio)) if ratio > DOWNSCALE_ABOVE else None
+    # Patches that see only padding. transformers and vLLM round the kept share of the patches to 7 digits before they
+    # cut it off, which for pictures of less than a million pixels a side is division of integers.
+    is_wide = widths / heights > patch_columns / patch_rows
+    top = np.where(is_wide, (patch_rows - heights * patch_columns // widths) // 2, 0)
+    left = np.where(is_wide, 0, (patch_columns - widths * patch_rows // heights) // 2)
+    bottom, right = patch_rows - top, patch_columns - left
+    ratio = np.sqrt((bottom - top) * (right - left) / (rules.max_tiles * patches**2))
+    is_down = ratio > DOWNSCALE_ABOVE
+    ratio = np.where(is_down, ratio, 1.0)
+    return Cuts(
+        rows,
+        columns,
+        np.where(fills_width, grid_width, by_height),
+        np.where(fills_width, by_width, grid_height),
+        top,
+        bottom,
+        left,
+        right,
+        np.where(is_down, (bottom - top) // ratio, 0).astype(np.int64),
+        np.where(is_down, (right - left) // ratio, 0).astype(np.int64),
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -245,30 +305,61 @@ def tiles_of(picture: Image.Image, grid: Tiling) -> np.ndarray:
     return np.concatenate([base, tiles.reshape(-1, side, side, 3)])
 
 
-def pixel_values(tiles: np.ndarray) -> np.ndarray:
-    """Normalise tiles: uint8 [T, h, w, 3] -> float32 [T, 3, h, w]."""
+def pixel_values(tiles: Tensor) -> Tensor:
+    """Normalise tiles: uint8 [T, h, w, 3] -> float32 [T, 3, h, w], on the device they are on."""
     # The order of operations of transformers' image processors, which fold the division by 255 into mean and std.
-    values = (tiles.astype(np.float32) - np.float32(255 * PIXEL_MEAN)) / np.float32(255 * PIXEL_STD)
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    values = (tiles.permute(0, 3, 1, 2).to(torch.float32) - 255 * PIXEL_MEAN) / (255 * PIXEL_STD)
+    return values.contiguous()
 
 
-def read_picture(source: Path | IO[bytes], name: str) -> Image.Image:
-    """Decode a picture to RGB.
+def read_picture(source: Path | IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture to RGB, upright, on white where it is transparent.
 
     Args:
         source: file, or open binary stream.
         name: what to call it in an error.
+        max_pixels: a larger picture is refused before it is decoded.
 
     Raises:
-        InputError: missing, not a picture, or cut off.
+        InputError: missing, not a picture, too large, or cut off.
     """
     try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
+        # No format that would run a program, as Pillow does for PostScript.
+        with Image.open(source, formats=FORMATS) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise InputError(
+                    f"picture {name} has {picture.width} x {picture.height} pixels, more than {max_pixels:,}; "
+                    "scale it down or remove it"
+                )
+            return to_rgb(picture)
     except FileNotFoundError:
         raise InputError(f"picture {name} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"picture {name} cannot be read: {error}; replace or remove it") from None
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB, as vLLM makes it of a user's picture, but for 16-bit ones, whose upper bits Pillow would cut off.
+
+    Raises:
+        OSError: the picture is cut off, or has floating-point pixels.
+    """
+    if picture.mode == "RGB" and "transparency" not in picture.info and not picture.getexif().get(EXIF_ORIENTATION):
+        picture.load()
+        return picture
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "F":
+        raise OSError("its pixels are floating-point numbers of unknown range")
+    if upright.mode.startswith("I"):
+        return Image.fromarray((np.asarray(upright).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        on_white = Image.new("RGB", upright.size, (255, 255, 255))
+        on_white.paste(upright, mask=upright.getchannel("A"))
+        return on_white
+    return upright.convert("RGB")
 
 
 def _padded_to_square(pixels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,9 @@ AFTER_THINK = "\n\n"
 EMPTY_THOUGHT = "\n\n"
 THOUGHT_START = "\n"
 THOUGHT_END = "\n"
+# Around the answer in Vision-R1's cold start (arXiv 2503.06749v4, Figs. 4, 6, 7): plain text, spaces included.
+ANSWER = "<answer>"
+END_ANSWER = "</answer>"
 
 
 class Mode(StrEnum):

@@ -5,7 +5,9 @@ The form is Qwen3's ChatML (recipes: R-4B 1.2, our default, since the released t
     <|im_start|>user\\n<image>...\\n{question}<|im_end|>\\n<|im_start|>assistant\\n<think>...</think>\\n\\n{answer}<|im_end|>
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from PIL import Image
@@ -13,16 +15,27 @@ from PIL import Image
 from megatron_mm.chat import modes
 from megatron_mm.chat.images import TileRules, Tiling, tiles_of, tilings_of
 from megatron_mm.chat.modes import Mode
-from megatron_mm.chat.tokenizer import IMAGE, TURN_END, TURN_START, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, TURN_START, ChatTokenizer
 from megatron_mm.config.errors import InputError
+
+Parts = tuple[str | Image.Image, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A user's turn: pictures, then text."""
+    """A user's turn: text and pictures in the order they stand."""
 
-    text: str
-    pictures: tuple[Image.Image, ...] = ()
+    parts: Parts
+
+    @classmethod
+    def about(cls, text: str, pictures: Sequence[Image.Image] = ()) -> "Question":
+        """Pictures, each on a line of its own, then text."""
+        return cls((*(part for picture in pictures for part in (picture, "\n")), text))
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """In the order they stand."""
+        return _pictures(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,55 @@ class Response:
 
     answer: str
     reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Questions with their responses, of which all are trained."""
+
+    turns: tuple[tuple[Question, Response], ...]
+    system: str | None = None
+
+    @classmethod
+    def of(cls, question: Question, response: Response) -> "Conversation":
+        """One turn."""
+        return cls(((question, response),))
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """In the order they stand."""
+        return _pictures(*(question.parts for question, _ in self.turns))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text, with or without pictures in it, that nobody asked for: all of the text is trained."""
+
+    parts: Parts
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """In the order they stand."""
+        return _pictures(self.parts)
+
+
+Content = Conversation | Document
+
+
+class Rendering(StrEnum):
+    """How a response is written and which of its tokens are trained."""
+
+    # The empty thought of a non-thinking response is masked (R-4B, appendix B.2): stages 1 to 3.
+    PRETRAIN = "pretrain"
+    # Only `<think>` is masked, so that the token behind it, the decision to think, is learned (our default).
+    ANNEAL = "anneal"
+    # `<think>...</think><answer>...</answer>`, all of it trained (Vision-R1; LLaMA-Factory masks the prompt alone).
+    COLD_START = "cold_start"
+
+    @property
+    def wraps_answer(self) -> bool:
+        """Whether the ids differ from those of the other renderings."""
+        return self is Rendering.COLD_START
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +114,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt with its response, ready for training.
+    """Content ready for training.
 
     Attributes:
         ids: int64 [S].
@@ -69,9 +131,10 @@ class Sample:
 
 def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, rules: TileRules) -> Prompt:
     """Ids up to and including the mode's trigger."""
-    tilings = tilings_of(question.pictures, rules)
-    writer = _Writer(tokenizer)
-    _write_question(writer, question, tilings)
+    pictures = question.pictures
+    tilings = tilings_of(pictures, rules)
+    writer = _Writer(tokenizer, [grid.num_features for grid in tilings])
+    _write_question(writer, question)
     writer.control(modes.THINK)
     if mode is not Mode.AUTO:
         writer.text(modes.TRIGGERS[mode].removeprefix(modes.THINK).removesuffix(modes.END_THINK))
@@ -80,49 +143,61 @@ def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, rule
     ids = writer.ids()
     image = tokenizer.control(IMAGE)
     collapsed = np.array(_collapse(ids.tolist(), image, tilings), np.int64)
-    return Prompt(ids, collapsed, _tiles(question, tilings, rules), tilings)
+    return Prompt(ids, collapsed, _tiles(pictures, tilings, rules), tilings)
 
 
-def render_sample(question: Question, response: Response, tokenizer: ChatTokenizer, rules: TileRules) -> Sample:
-    """Ids and loss mask of a whole turn.
-
-    Trained is the response without `<think>` and, in a non-thinking one, without the whole empty thought, so that
-    joint training does not teach the language model to stop thinking (R-4B, appendix B.2). The line break between
-    `</think>` and the answer is trained: the non-thinking trigger ends before it, and a model that never learned it
-    there sometimes goes on reasoning instead.
+def render_sample(content: Content, rendering: Rendering, tokenizer: ChatTokenizer, rules: TileRules) -> Sample:
+    """Ids, loss mask and tiles.
 
     Raises:
-        InputError: the answer is empty, or the reasoning is given but empty.
+        InputError: see `render_ids`.
     """
-    answer = response.answer.strip()
-    reasoning = None if response.reasoning is None else response.reasoning.strip()
-    if not answer or reasoning == "":
-        raise InputError(f"question {question.text!r} has an empty {'answer' if not answer else 'reasoning'}")
-    tilings = tilings_of(question.pictures, rules)
-    writer = _Writer(tokenizer)
-    _write_question(writer, question, tilings)
-    writer.control(modes.THINK)
-    if reasoning is None:
-        writer.text(modes.EMPTY_THOUGHT)
-        writer.control(modes.END_THINK)
-        writer.trained = True
+    pictures = content.pictures
+    tilings = tilings_of(pictures, rules)
+    ids, trained = render_ids(content, [grid.num_features for grid in tilings], rendering, tokenizer)
+    return Sample(ids, trained, _tiles(pictures, tilings, rules), tilings)
+
+
+def render_ids(
+    content: Content, num_features: Sequence[int], rendering: Rendering, tokenizer: ChatTokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and loss mask.
+
+    Trained are the responses, and the end of each turn of them, without what `rendering` masks. In pretraining the
+    line break between an empty thought and the answer is trained: the non-thinking trigger ends before it, and a model
+    that never learned it there sometimes goes on reasoning instead.
+
+    Args:
+        content: what to write.
+        num_features: placeholders of each picture.
+        rendering: how.
+        tokenizer: of the model.
+
+    Returns:
+        int64 [S] and bool [S].
+
+    Raises:
+        InputError: there is nothing to learn, an answer is empty, a reasoning is given but empty, or a cold start's
+            is missing.
+    """
+    writer = _Writer(tokenizer, num_features)
+    if isinstance(content, Document):
+        _write_document(writer, content)
     else:
-        writer.trained = True
-        writer.text(modes.THOUGHT_START)
-        # Tokenised apart: the mode's decision is this one token, whatever the reasoning begins with.
-        writer.end_run()
-        writer.text(reasoning + modes.THOUGHT_END)
-        writer.control(modes.END_THINK)
-    writer.text(modes.AFTER_THINK + answer)
-    writer.control(TURN_END)
-    return Sample(writer.ids(), writer.mask(), _tiles(question, tilings, rules), tilings)
+        _write_conversation(writer, content, rendering)
+    return writer.ids(), writer.mask()
+
+
+def _pictures(*parts: Parts) -> tuple[Image.Image, ...]:
+    return tuple(part for some in parts for part in some if isinstance(part, Image.Image))
 
 
 class _Writer:
     """Collects ids; neighbouring plain text is tokenised in one run, as a template's string would be."""
 
-    def __init__(self, tokenizer: ChatTokenizer):
+    def __init__(self, tokenizer: ChatTokenizer, num_features: Sequence[int]):
         self._tokenizer = tokenizer
+        self._num_features = iter(num_features)
         self._ids: list[int] = []
         self._mask: list[bool] = []
         self._run = ""
@@ -131,14 +206,26 @@ class _Writer:
     def text(self, text: str) -> None:
         self._run += text
 
-    def control(self, token: str, times: int = 1) -> None:
+    def parts(self, parts: Parts) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                self.text(part)
+            else:
+                self.end_run()
+                self._add([self._tokenizer.control(IMAGE)] * next(self._num_features), trained=False)
+
+    def control(self, token: str) -> None:
         self.end_run()
-        self._add([self._tokenizer.control(token)] * times)
+        self._add([self._tokenizer.control(token)], self.trained)
 
     def end_run(self) -> None:
         if self._run:
             run, self._run = self._run, ""
-            self._add(self._tokenizer.text(run))
+            self._add(self._tokenizer.text(run), self.trained)
+
+    def train(self, trained: bool) -> None:
+        self.end_run()
+        self.trained = trained
 
     def ids(self) -> np.ndarray:
         self.end_run()
@@ -147,18 +234,69 @@ class _Writer:
     def mask(self) -> np.ndarray:
         return np.array(self._mask, bool)
 
-    def _add(self, ids: list[int]) -> None:
+    def _add(self, ids: list[int], trained: bool) -> None:
         self._ids += ids
-        self._mask += [self.trained] * len(ids)
+        self._mask += [trained] * len(ids)
 
 
-def _write_question(writer: _Writer, question: Question, tilings: tuple[Tiling, ...]) -> None:
+def _write_document(writer: _Writer, document: Document) -> None:
+    if not any(isinstance(part, str) and part.strip() for part in document.parts):
+        raise InputError("a document holds no text")
+    writer.trained = True
+    writer.parts(document.parts)
+    writer.control(PAD)  # Qwen's <|endoftext|>, which ends its own documents
+
+
+def _write_conversation(writer: _Writer, content: Conversation, rendering: Rendering) -> None:
+    if not content.turns:
+        raise InputError("a conversation has no turns")
+    if content.system is not None:
+        writer.control(TURN_START)
+        writer.text(f"system\n{content.system}")
+        writer.control(TURN_END)
+        writer.text("\n")
+    for number, (question, response) in enumerate(content.turns):
+        if number:
+            writer.text("\n")
+        _write_question(writer, question)
+        _write_response(writer, question, response, rendering)
+        writer.control(TURN_END)
+        writer.train(False)
+
+
+def _write_response(writer: _Writer, question: Question, response: Response, rendering: Rendering) -> None:
+    answer = response.answer.strip()
+    reasoning = None if response.reasoning is None else response.reasoning.strip()
+    if not answer or reasoning == "":
+        asked = "".join(part for part in question.parts if isinstance(part, str))
+        raise InputError(f"question {asked!r} has an empty {'answer' if not answer else 'reasoning'}")
+    if rendering.wraps_answer:
+        if reasoning is None:
+            raise InputError("a cold start's response has no reasoning")
+        answer = f"{modes.ANSWER} {answer} {modes.END_ANSWER}"
+        writer.train(True)
+    else:
+        answer = modes.AFTER_THINK + answer
+    writer.control(modes.THINK)
+    if reasoning is None:
+        writer.train(rendering is Rendering.ANNEAL)
+        writer.text(modes.EMPTY_THOUGHT)
+        writer.control(modes.END_THINK)
+        writer.train(True)
+    else:
+        writer.train(True)
+        writer.text(modes.THOUGHT_START)
+        # Tokenised apart: the mode's decision is this one token, whatever the reasoning begins with.
+        writer.end_run()
+        writer.text(reasoning + modes.THOUGHT_END)
+        writer.control(modes.END_THINK)
+    writer.text(answer)
+
+
+def _write_question(writer: _Writer, question: Question) -> None:
     writer.control(TURN_START)
     writer.text("user\n")
-    for grid in tilings:
-        writer.control(IMAGE, grid.num_features)
-        writer.text("\n")
-    writer.text(question.text)
+    writer.parts(question.parts)
     writer.control(TURN_END)
     writer.text("\n")
     writer.control(TURN_START)
@@ -174,7 +312,7 @@ def _collapse(ids: list[int], image: int, tilings: tuple[Tiling, ...]) -> list[i
     return collapsed
 
 
-def _tiles(question: Question, tilings: tuple[Tiling, ...], rules: TileRules) -> np.ndarray:
+def _tiles(pictures: Sequence[Image.Image], tilings: tuple[Tiling, ...], rules: TileRules) -> np.ndarray:
     side = rules.tile_size
-    parts = [tiles_of(picture, grid) for picture, grid in zip(question.pictures, tilings, strict=True)]
+    parts = [tiles_of(picture, grid) for picture, grid in zip(pictures, tilings, strict=True)]
     return np.concatenate(parts) if parts else np.zeros((0, side, side, 3), np.uint8)

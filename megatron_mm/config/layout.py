@@ -214,6 +214,12 @@ def _batch_faults(config: RunConfig, num_ranks: int) -> list[str]:
             f"{parallel.pipeline} x parallel.context={parallel.context}; start a multiple of {parallel.model_ranks} "
             "ranks"
         ]
+    multiple = sequence_multiple(config)
+    if config.data.packed and config.data.max_sequence_tokens % multiple:
+        return [
+            f"data.max_sequence_tokens={config.data.max_sequence_tokens} is not a multiple of {multiple}, which packs "
+            "need in this layout"
+        ]
     data_ranks = num_ranks // parallel.model_ranks
     num_passes, rest = divmod(train.global_batch, train.micro_batch * data_ranks)
     if rest:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.prepare import PrepareConfig
 from megatron_mm.config.schema import ModelConfig, ParallelConfig, RunConfig, Section
 
 PACKAGE = Path(__file__).parent.parent
@@ -88,6 +89,18 @@ def load_model(
     return config.model, config.parallel
 
 
+def load_prepare(file: Path, overrides: Iterable[str] = ()) -> PrepareConfig:
+    """What `megatron-mm data prepare` is to do; paths in the file are relative to the working directory.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    tree = _read_yaml(file)
+    for override in overrides:
+        tree = _merge(tree, _override_tree(override))
+    return _validated(PrepareConfig, tree, str(file))
+
+
 def read_model(file: Path) -> ModelConfig:
     """The model of a run's or a converted checkpoint's config.yaml.
 
@@ -112,7 +125,7 @@ def _validated(section: type[_Config], tree: Tree, recipe: str) -> _Config:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors()]
+        faults = [_describe(fault, section) for fault in error.errors()]
         raise InputError("\n".join([f"recipe {recipe} has {len(faults)} fault(s):", *faults])) from None
 
 
@@ -178,11 +191,11 @@ def _fill_preset(tree: Tree, part: str) -> None:
     tree["model"] = {**model, part: _merge(_read_yaml(path), section)}
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, section: type[BaseModel]) -> str:
     path = [str(part) for part in fault["loc"]]
     name = ".".join(path) or "config"
     if fault["type"] == "extra_forbidden":
-        valid = _fields_at(path[:-1])
+        valid = _fields_at(section, path[:-1])
         near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0)
         hint = ".".join([*path[:-1], near[0]]) if near else "nothing"
         return f"  {name}: unknown key; the nearest valid one is {hint}"
@@ -193,11 +206,15 @@ def _describe(fault: Any) -> str:
     return f"  {name}: {message[0].lower()}{message[1:]}{seen}"
 
 
-def _fields_at(path: list[str]) -> list[str]:
-    """Names of the valid keys of the section at `path`."""
-    model: Any = RunConfig
+def _fields_at(section: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the valid keys of the section at `path`; numbers in it stand for places in a list."""
+    model: Any = section
     for part in path:
+        if part.isdigit():
+            continue
         annotation = model.model_fields[part].annotation
+        if typing.get_origin(annotation) is tuple:
+            annotation = typing.get_args(annotation)[0]
         options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
     return list(model.model_fields)

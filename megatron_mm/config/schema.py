@@ -151,15 +151,36 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """A prepared data set and how its parts are mixed."""
+    """A prepared data set, how its parts are mixed, and how its samples become batches."""
 
-    path: Path | None = Field(default=None, description="directory written by `megatron-mm data`")
-    blend: dict[str, float] = Field(
-        default_factory=dict, description="weight of each part 'source/mode', for example {'easy/thinking': 1}"
+    path: str | None = Field(
+        default=None, description="written by `megatron-mm data prepare`: a directory, or a URL that fsspec opens"
     )
-    text_only: bool = Field(default=False, description="put the picture's caption where the picture would stand")
-    packed: bool = Field(default=False, description="join the samples of a micro-batch to one sequence, none padded")
-    max_sequence_tokens: int = Field(default=1024, gt=1, description="longest sample; a longer one is refused by name")
+    blend: dict[str, float] = Field(
+        default_factory=dict,
+        description="weight of each part 'source/mode', for example {'ocr/*': 1}; * stands for anything. Left out, "
+        "every sample is seen once an epoch",
+    )
+    rendering: Literal["pretrain", "anneal", "cold_start"] = Field(
+        default="pretrain", description="how responses are written and which of their tokens are trained (docs/data.md)"
+    )
+    packed: bool = Field(
+        default=False,
+        description="join samples to packs of max_sequence_tokens; train.global_batch and micro_batch count packs",
+    )
+    max_sequence_tokens: int = Field(
+        default=1024, gt=1, description="length of a pack, and longest sample; longer ones are left out and counted"
+    )
+    max_pack_tiles: int | None = Field(default=None, gt=0, description="most tiles in a pack, and in a sample")
+    max_left_out: float = Field(
+        default=0.01, ge=0, le=1, description="share of samples that may be too long before a run is refused"
+    )
+    max_broken: float = Field(
+        default=0.001, ge=0, le=1, description="share of samples read that may be damaged before a run ends"
+    )
+    decoder: Literal["pillow", "dali"] = Field(
+        default="pillow", description="what decodes pictures; dali decodes JPEG on the GPU where there is one"
+    )
     num_workers: int = Field(default=0, ge=0, description="loader processes a rank; 0 reads in the training process")
 
     @model_validator(mode="after")
@@ -240,8 +261,8 @@ class TrainConfig(Section):
     """How long, how much at once, and which modules learn."""
 
     steps: int = Field(gt=0)
-    global_batch: int = Field(gt=0, description="samples of one optimizer step over all ranks")
-    micro_batch: int = Field(gt=0, description="samples of one forward pass on one data-parallel rank")
+    global_batch: int = Field(gt=0, description="samples, or packs, of one optimizer step over all ranks")
+    micro_batch: int = Field(gt=0, description="samples, or packs, of one forward pass on one data-parallel rank")
     trained: tuple[Module, ...] = Field(
         default=MODULES,
         min_length=1,

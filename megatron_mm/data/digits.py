@@ -7,10 +7,16 @@ picture is a square of four of them, each enlarged to 16 x 16. Its turns:
     digits/easy      "Which digit is top left?"       one digit
     digits/hard      a chain over all four digits     ((a * b + c) * d), every step modulo 10
 
-Easy and hard ones come in two modes. Train and held-out pictures are made of different scans.
+Easy and hard ones come in two modes. In training there is each once more as text alone, the caption in place of the
+picture: digits-text/... Train and held-out pictures are made of different scans.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,8 +25,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from megatron_mm.chat import modes
-from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, TURN_START
-from megatron_mm.data.shards import TOKENIZER, DatasetWriter, Turn, writing
+from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, TURN_START, ChatTokenizer
+from megatron_mm.config.prepare import PrepareConfig, SourceConfig, Split
+from megatron_mm.data.prepare import NamedTask, run_tasks
+from megatron_mm.data.records import StoredContent, StoredTurn
+from megatron_mm.data.sources.base import RawSample
+from megatron_mm.files import refuse_existing
 
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 NUM_TRAIN_SCANS = 1500
@@ -32,6 +42,26 @@ QWEN_PATTERN = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question about a picture, and its answer; reasoning is None in a non-thinking turn."""
+
+    source: str
+    question: str
+    answer: str
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A task whose records are there already."""
+
+    samples: list[RawSample]
+
+    def records(self) -> Iterator[RawSample]:
+        return iter(self.samples)
+
+
 def prepare_digits(directory: Path, num_train: int, num_heldout: int, seed: int) -> None:
     """Write the data set.
 
@@ -40,19 +70,33 @@ def prepare_digits(directory: Path, num_train: int, num_heldout: int, seed: int)
         num_train: pictures made of the 1,500 training scans.
         num_heldout: pictures made of the 297 held-out scans.
         seed: what pictures and questions are drawn from.
+
+    Raises:
+        InputError: the directory exists.
     """
     from sklearn.datasets import load_digits  # an extra: only this data set needs it
 
+    refuse_existing(directory)
     scans: Any = load_digits()
     # Which scans are held out does not depend on the seed: no data set may train on another's held-out scans.
     order = np.random.default_rng(1797).permutation(len(scans.target))
     pictures = [_enlarged(scans.images[scan]) for scan in order]
     labels = scans.target[order]
-    with writing(directory) as writer:
-        train, heldout = np.arange(NUM_TRAIN_SCANS), np.arange(NUM_TRAIN_SCANS, len(order))
-        texts = _write_split(writer, "train", num_train, train, pictures, labels, np.random.default_rng([seed, 0]))
-        _write_split(writer, "heldout", num_heldout, heldout, pictures, labels, np.random.default_rng([seed, 1]))
-        build_tokenizer(texts, VOCAB_TOKENS).save_pretrained(writer.directory / TOKENIZER)
+    train, heldout = np.arange(NUM_TRAIN_SCANS), np.arange(NUM_TRAIN_SCANS, len(order))
+    training = _samples("train", num_train, train, pictures, labels, np.random.default_rng([seed, 0]))
+    held_out = _samples("heldout", num_heldout, heldout, pictures, labels, np.random.default_rng([seed, 1]))
+    tasks = []
+    splits: dict[Split, dict[str, list[RawSample]]] = {"train": training, "heldout": held_out}
+    for split, sources in splits.items():
+        for name, samples in sorted(sources.items()):
+            source = SourceConfig(name=name, format="chat", path=directory, split=split)
+            tasks.append(NamedTask(f"{split}-{name.replace('/', '-')}", source, _Listed(samples)))
+    request = f"digits {num_train} {num_heldout} {seed}"
+    with TemporaryDirectory() as scratch:
+        texts = [text for samples in training.values() for sample in samples for text in _texts(sample.content)]
+        build_tokenizer(texts, VOCAB_TOKENS).save_pretrained(scratch)
+        config = PrepareConfig(tokenizer=Path(scratch), sources=tuple(task.source for task in tasks[: len(training)]))
+        run_tasks(config, ChatTokenizer(Path(scratch)), tasks, directory, request, 0, lambda _: None)
 
 
 def build_tokenizer(texts: list[str], num_tokens: int) -> PreTrainedTokenizerFast:
@@ -101,8 +145,8 @@ def easy_turns(digits: list[int], position: int) -> list[Turn]:
     where, answer = POSITIONS[position], str(digits[position])
     question = f"Which digit is {where}?"
     return [
-        Turn("digits/easy", question, answer),
-        Turn("digits/easy", question, answer, reasoning=f"{where} is {answer}"),
+        Turn("easy", question, answer),
+        Turn("easy", question, answer, reasoning=f"{where} is {answer}"),
     ]
 
 
@@ -116,35 +160,47 @@ def hard_turns(digits: list[int], order: list[int]) -> list[Turn]:
     answer = total * d % 10
     worked = f"{a}*{b}={product}\n{product}+{c}={total}\n{total}*{d}={answer}"
     return [
-        Turn("digits/hard", question, str(answer)),
-        Turn("digits/hard", question, str(answer), reasoning=worked),
+        Turn("hard", question, str(answer)),
+        Turn("hard", question, str(answer), reasoning=worked),
     ]
 
 
-def _write_split(
-    writer: DatasetWriter,
+def _samples(
     split: str,
     num_pictures: int,
     scans: np.ndarray,
     pictures: list[np.ndarray],
     labels: np.ndarray,
     random: np.random.Generator,
-) -> list[str]:
-    """Write a split and return its texts."""
-    texts = []
-    for _ in range(num_pictures):
+) -> dict[str, list[RawSample]]:
+    """Samples of a split, by source."""
+    samples = defaultdict(list)
+    for number in range(num_pictures):
         chosen = random.choice(scans, 4)
         digits = [int(labels[scan]) for scan in chosen]
         turns = [
-            Turn("digits/caption", "Describe the image.", caption_of(digits)),
+            Turn("caption", "Describe the image.", caption_of(digits)),
             *easy_turns(digits, int(random.integers(4))),
             *hard_turns(digits, random.permutation(4).tolist()),
         ]
         top, bottom = (np.hstack([pictures[scan] for scan in row]) for row in (chosen[:2], chosen[2:]))
-        picture = Image.fromarray(np.vstack([top, bottom])).convert("RGB")
-        writer.add(split, picture, caption_of(digits), turns)
-        texts += [part for turn in turns for part in (turn.question, turn.answer, turn.reasoning) if part]
-    return texts
+        encoded = BytesIO()
+        Image.fromarray(np.vstack([top, bottom])).convert("RGB").save(encoded, format="PNG")
+        origin = f"{split} picture {number}"
+        for turn in turns:
+            seen = StoredContent((StoredTurn([0, "\n" + turn.question], turn.answer, turn.reasoning),))
+            samples[f"digits/{turn.source}"].append(RawSample(origin, seen, (encoded.getvalue(),)))
+            if split == "train":
+                told = f"{caption_of(digits)}\n{turn.question}"
+                read = StoredContent((StoredTurn([told], turn.answer, turn.reasoning),))
+                samples[f"digits-text/{turn.source}"].append(RawSample(origin, read))
+    return samples
+
+
+def _texts(content: StoredContent) -> Iterator[str]:
+    for turn in content.turns:
+        yield from (part for part in turn.question if isinstance(part, str))
+        yield from (text for text in (turn.answer, turn.reasoning) if text)
 
 
 def _enlarged(scan: np.ndarray) -> np.ndarray:

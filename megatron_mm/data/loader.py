@@ -1,21 +1,33 @@
 """Plan -> batches of tensors for one data-parallel rank."""
 
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from megatron_mm.chat.images import NEWLINE, Downscale, TileRules, Tiling, feature_order, kept_plane, pixel_values
-from megatron_mm.chat.render import Question, Response, Sample, render_sample
+from megatron_mm.chat.images import NEWLINE, Downscale, Tiling, feature_order, kept_plane
+from megatron_mm.chat.render import Sample
 from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import sample_multiple, sequence_multiple
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.plan import Plan
-from megatron_mm.data.shards import PreparedData, Record
+from megatron_mm.data.decode import DaliDecoder, decode_with_pillow
+from megatron_mm.data.plan import Units, plan_of_run
+from megatron_mm.data.reader import BrokenSample, SampleReader
+from megatron_mm.data.shards import PreparedData
+
+# The share of broken samples is of at least so many: one in the first step is no reason to end a run.
+FEWEST_SAMPLES = 1000
+# Workers that were killed are started again so often in a run.
+MAX_RESTARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +38,12 @@ class Batch:
         ids, labels: int64 [B, S]; labels are the ids that follow.
         trained: bool [B, S], whether the label is a target of the loss.
         starts: int32 [samples + 1], of a pack: where each sample begins, and the end; None where B are samples.
-        tiles: float [T, 3, h, w], normalised, or None without pictures.
+        tiles: uint8 [T, h, w, 3], or None without pictures.
         order: int64 [N], which feature each placeholder takes, see models/fusion.py.
         downscales: of the pictures that have one, in order.
         num_tokens: tokens of the samples without padding.
+        num_samples: samples, the damaged ones included.
+        broken: why each damaged sample was left out; an empty one stands in its place.
     """
 
     ids: Tensor
@@ -40,6 +54,8 @@ class Batch:
     order: Tensor
     downscales: tuple[Downscale, ...]
     num_tokens: int
+    num_samples: int
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +110,11 @@ def collate(samples: list[Sample], pad: int, patches_per_tile: int, form: Form =
         torch.from_numpy(labels),
         torch.from_numpy(trained),
         None if starts is None else torch.from_numpy(starts),
-        torch.from_numpy(pixel_values(tiles)) if len(tiles) else None,
+        torch.from_numpy(tiles) if len(tiles) else None,
         order,
         downscales,
         sum(lengths),
+        len(samples),
     )
 
 
@@ -125,12 +142,17 @@ def _features(grids: list[Tiling], patches_per_tile: int) -> tuple[Tensor, tuple
     return torch.from_numpy(np.concatenate(orders)), tuple(downscales)
 
 
-class StepBatches(Dataset[list[Batch]]):
-    """The micro-batches of one data-parallel rank, by step.
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of one data-parallel rank, numbered from the first step's first.
+
+    Attributes:
+        plan: which samples they hold.
+        per_step: how many make up a step.
+        num_steps: of the run.
 
     Raises:
-        InputError: data.blend names a part that is not there; the tokenizer is larger than the model's vocabulary.
-            On reading: a sample is too long or damaged.
+        InputError: there is no such data; data.blend names a part that is not there; too many samples do not fit; the
+            tokenizer is larger than the model's vocabulary. On reading: the index says something else of a sample.
     """
 
     def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, rank: int, num_ranks: int):
@@ -143,61 +165,164 @@ class StepBatches(Dataset[list[Batch]]):
         self._config = config
         self._tokenizer = tokenizer
         self._rank, self._num_ranks = rank, num_ranks
-        self._data = PreparedData(config.data.path, "train")
-        parts = {part: self._data.rows_of(part) for part in config.data.blend}
-        self._plan = Plan(parts, config.data.blend, config.seed, config.train.global_batch)
+        self._data = PreparedData(config.data.path)
+        self.plan = plan_of_run(self._data.index, config)
         self._pad = tokenizer.control(PAD)
-        self._rules = TileRules.of_model(config.model)
+        self._step = lru_cache(maxsize=2)(self._make_step)
+        self.num_steps = config.train.steps
+        self.per_step = config.train.global_batch // num_ranks // config.train.micro_batch
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole sequence of global batches."""
+        return self.plan.fingerprint(self._data.index)
 
     def __len__(self) -> int:
-        return self._config.train.steps
+        return self.num_steps * self.per_step
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        config = self._config
-        mine = self._plan.batch(step)[self._rank :: self._num_ranks]
-        samples = [self._sample(self._data.read(row)) for row in mine]
-        size = config.train.micro_batch
-        form, patches = Form.of_run(config), config.model.vision.patches_per_tile
-        return [
-            collate(samples[start : start + size], self._pad, patches, form) for start in range(0, len(samples), size)
-        ]
-
-    def _sample(self, record: Record) -> Sample:
-        turn = record.turn
-        if self._config.data.text_only:
-            question = Question(f"{record.caption}\n{turn.question}")
+    def __getitem__(self, number: int) -> Batch:
+        step, place = divmod(number, self.per_step)
+        units, mine = self._step(step)
+        size = self._config.train.micro_batch
+        rows = np.concatenate([units[unit] for unit in mine[place * size : (place + 1) * size]])
+        read = [self._sample(int(row)) for row in rows]
+        broken = tuple(sample for sample in read if isinstance(sample, str))
+        if self._config.data.packed:
+            samples = [sample for sample in read if isinstance(sample, Sample)] or [self._empty()]
         else:
-            question = Question(turn.question, (record.picture,))
-        sample = render_sample(question, Response(turn.answer, turn.reasoning), self._tokenizer, self._rules)
-        limit = self._config.data.max_sequence_tokens
-        if len(sample.ids) > limit:
-            raise InputError(
-                f"sample {record.name} has {len(sample.ids)} tokens, more than data.max_sequence_tokens={limit}"
-            )
-        return sample
+            samples = [sample if isinstance(sample, Sample) else self._empty() for sample in read]
+        patches = self._config.model.vision.patches_per_tile
+        batch = collate(samples, self._pad, patches, Form.of_run(self._config))
+        return replace(batch, num_samples=len(rows), broken=broken)
+
+    def step(self, step: int) -> list[Batch]:
+        """Micro-batches of a step, counted from 0."""
+        return [self[number] for number in range(step * self.per_step, (step + 1) * self.per_step)]
+
+    def _make_step(self, step: int) -> tuple[Units, list[int]]:
+        units = self.plan.global_batch(step)
+        return units, self.plan.share(units, self._rank, self._num_ranks)
+
+    def _sample(self, row: int) -> Sample | str:
+        """The sample of a row, or what is wrong with it."""
+        try:
+            return self._reader.read(row)[1]
+        except BrokenSample as error:
+            return str(error)
+
+    def _empty(self) -> Sample:
+        """Takes the place of a broken sample: nothing to see, nothing to learn."""
+        side = self._config.model.vision.image_size
+        return Sample(np.full(2, self._pad), np.zeros(2, bool), np.zeros((0, side, side, 3), np.uint8), ())
+
+    @cached_property
+    def _reader(self) -> SampleReader:
+        """Made in the process that uses it, as decoders must be."""
+        is_pillow = self._config.data.decoder == "pillow"
+        decode = decode_with_pillow if is_pillow else DaliDecoder(on_gpu=torch.cuda.is_available())
+        return SampleReader(self._data, self.plan.sizes, self._config, self._tokenizer, decode)
 
 
-class _Told(Dataset[list[Batch] | InputError]):
+class _Told(Dataset[Batch | InputError]):
     """Hands bad input over as a value: raised in a worker, torch would wrap the message in the worker's traceback."""
 
-    def __init__(self, dataset: StepBatches):
+    def __init__(self, dataset: MicroBatches):
         self._dataset = dataset
 
-    def __getitem__(self, step: int) -> list[Batch] | InputError:
+    def __getitem__(self, number: int) -> Batch | InputError:
         try:
-            return self._dataset[step]
+            return self._dataset[number]
         except InputError as error:
             return error
 
 
-def batches_from(dataset: StepBatches, first_step: int, num_workers: int) -> Iterator[list[Batch]]:
-    """Micro-batches of every step from `first_step` on, read ahead by `num_workers` processes.
+class Feed:
+    """The micro-batches of every step from `first_step` on, read ahead by `data.num_workers` processes.
 
-    Raises:
-        InputError: see StepBatches.
+    Workers that were killed are started again where they stopped.
+
+    Attributes:
+        num_broken, num_samples: damaged samples, and all, handed out on this rank.
+        waited_seconds: that the consumer waited for batches.
     """
-    steps = range(first_step, len(dataset))
-    for batches in DataLoader(_Told(dataset), sampler=steps, batch_size=None, num_workers=num_workers):
-        if isinstance(batches, InputError):
-            raise batches
-        yield batches
+
+    def __init__(self, dataset: MicroBatches, first_step: int, config: RunConfig):
+        self._dataset = dataset
+        self._first_step = first_step
+        self._data = config.data
+        self.num_broken = 0
+        self.num_samples = 0
+        self.waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Steps.
+
+        Raises:
+            InputError: see MicroBatches; more than data.max_broken of the samples are damaged; workers were killed
+                again and again.
+        """
+        per_step, end = self._dataset.per_step, len(self._dataset)
+        restarts = 0
+        position = self._first_step * per_step
+        while position < end:
+            started = time.monotonic()
+            source = self._start(range(position, end))
+            try:
+                while position < end:
+                    batches = [self._checked(next(source)) for _ in range(per_step)]
+                    self.waited_seconds += time.monotonic() - started
+                    position += per_step
+                    yield batches
+                    started = time.monotonic()
+            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                if not self._tells_of_a_death(error):
+                    raise
+                restarts += 1
+                if restarts > MAX_RESTARTS:
+                    raise InputError(
+                        f"loader workers were killed {restarts} times; is memory short? Lower data.num_workers"
+                    ) from None
+                print("megatron-mm: a loader worker was killed; starting them again", file=sys.stderr, flush=True)
+
+    def _tells_of_a_death(self, error: Exception) -> bool:
+        """Whether a worker is gone: torch says so, or a batch that it still had to hand over cannot be fetched."""
+        if isinstance(error, RuntimeError):
+            return "DataLoader worker (pid" in str(error)
+        # What is raised in a worker has "Caught" before it.
+        return self._data.num_workers > 0 and not str(error).startswith("Caught ")
+
+    def _start(self, numbers: range) -> Iterator[Batch | InputError]:
+        workers = self._data.num_workers
+        before = signal.getsignal(signal.SIGCHLD) if _in_main_thread() else None
+        source = iter(
+            DataLoader(
+                _Told(self._dataset),
+                sampler=numbers,
+                batch_size=None,
+                num_workers=workers,
+                # CUDA cannot be used in a forked process.
+                multiprocessing_context="spawn" if workers and self._data.decoder == "dali" else None,
+            )
+        )
+        # torch would raise the death of a worker wherever the main thread happens to be; it also sees it when it waits.
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        return source
+
+    def _checked(self, batch: Batch | InputError) -> Batch:
+        if isinstance(batch, InputError):
+            raise batch
+        self.num_samples += batch.num_samples
+        self.num_broken += len(batch.broken)
+        for reason in batch.broken:
+            print(f"megatron-mm: left out: {reason}", file=sys.stderr, flush=True)
+        if self.num_broken > self._data.max_broken * max(self.num_samples, FEWEST_SAMPLES):
+            raise InputError(
+                f"{self.num_broken} of {self.num_samples} samples were damaged, more than data.max_broken="
+                f"{self._data.max_broken} (of at least {FEWEST_SAMPLES}); the last one: {batch.broken[-1]}"
+            )
+        return batch
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

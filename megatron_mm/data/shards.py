@@ -1,174 +1,172 @@
-"""A prepared data set on disk: tar shards of pictures and texts, a columnar index, and the tokenizer it was made with.
+"""A prepared data set on disk: tar shards of texts and pictures, the index, and the tokenizer that counted tokens.
 
-    train-00000.tar      00000000.png, 00000000.json, ...: a picture and its turns (WebDataset's naming)
-    index.parquet        one row a turn: split, source, mode, and where picture and text lie
+    ocr-00000.tar      00000000.json, 00000000.0.jpg, 00000000.1.png, ...: see records.py (WebDataset's naming)
+    index.arrow        see index.py
     tokenizer/
+    manifest.json      what it was made of, and counts that add up
+    rejects.jsonl      records that were left out, with the reason
 
-A turn is {"question", "answer", "reasoning" or null}. Its part, "source/mode", is what a blend names.
+Shards hold plain pictures only: 8-bit RGB or grey, upright, opaque (see sources/pictures.py).
 """
 
+import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
-
-from megatron_mm.chat.images import read_picture
-from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.files import appearing_whole
+from megatron_mm.data.index import INDEX, Index
+from megatron_mm.data.records import StoredContent
+from megatron_mm.data.storage import open_storage
 
-INDEX = "index.parquet"
 TOKENIZER = "tokenizer"
-PICTURES_PER_SHARD = 4096
+TOKENIZER_FILES = tuple(
+    f"{TOKENIZER}/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+)
+MANIFEST = "manifest.json"
+REJECTS = "rejects.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One question about a picture, and its answer; reasoning is None in a non-thinking turn."""
+class EncodedPicture:
+    """A picture as it is stored; `extension` names its format, such as jpg."""
 
-    source: str
-    question: str
-    answer: str
-    reasoning: str | None = None
-
-    @property
-    def mode(self) -> Mode:
-        """Thinking where there is reasoning."""
-        return Mode.NON_THINKING if self.reasoning is None else Mode.THINKING
+    content: bytes
+    extension: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A turn with its picture and the picture's caption."""
+class StoredSample:
+    """What a row of the index stands for.
+
+    Attributes:
+        name: where it lies, for messages.
+        origin: the record it was made of.
+    """
 
     name: str
-    picture: Image.Image
-    caption: str
-    turn: Turn
+    origin: str
+    content: StoredContent
+    pictures: list[bytes]
 
 
-class DatasetWriter:
-    """Writes pictures with their turns into a directory; see `writing`."""
+class ShardWriter:
+    """Writes one tar file of samples; nothing is left of it where the block ends with an error."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self._rows: list[dict[str, object]] = []
-        self._num_pictures: dict[str, int] = {}
-        self._tars: dict[str, tarfile.TarFile] = {}
+    def __init__(self, path: Path):
+        self._path = path
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._count = 0
 
-    def add(self, split: str, picture: Image.Image, caption: str, turns: list[Turn]) -> None:
-        """Append a picture with its turns to a split."""
-        number = self._num_pictures.get(split, 0)
-        self._num_pictures[split] = number + 1
-        shard = f"{split}-{number // PICTURES_PER_SHARD:05d}.tar"
-        encoded = BytesIO()
-        picture.save(encoded, format="PNG")
-        texts = json.dumps({"caption": caption, "turns": [asdict(turn) for turn in turns]}).encode()
-        row = {
-            "split": split,
-            "shard": shard,
-            "picture_width": picture.width,
-            "picture_height": picture.height,
-            **self._append(shard, f"{number:08d}.png", encoded.getvalue(), "picture"),
-            **self._append(shard, f"{number:08d}.json", texts, "text"),
-        }
-        for position, turn in enumerate(turns):
-            self._rows.append({**row, "turn": position, "source": turn.source, "mode": str(turn.mode)})
+    def add(self, content: StoredContent, pictures: Sequence[EncodedPicture], origin: str) -> tuple[int, int]:
+        """Append a sample.
 
-    def finish(self) -> None:
-        """Close the shards and write the index."""
-        for tar in self._tars.values():
-            tar.close()
-        pq.write_table(pa.Table.from_pylist(self._rows), self.directory / INDEX)
+        Returns:
+            Offset and size of its JSON.
+        """
+        key = f"{self._count:08d}"
+        self._count += 1
+        text = json.dumps({**content.to_json(), "origin": origin}, ensure_ascii=False).encode()
+        offset = self._append(f"{key}.json", text)
+        for number, picture in enumerate(pictures):
+            self._append(f"{key}.{number}.{picture.extension}", picture.content)
+        return offset, len(text)
 
-    def _append(self, shard: str, name: str, content: bytes, kind: str) -> dict[str, int]:
-        tar = self._tars.get(shard)
-        if tar is None:
-            tar = self._tars[shard] = tarfile.open(self.directory / shard, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+    def close(self) -> None:
+        """Write the end of the archive."""
+        self._tar.close()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
+        if kind is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _append(self, name: str, content: bytes) -> int:
         member = tarfile.TarInfo(name)
         member.size = len(content)
-        offset = tar.offset + tarfile.BLOCKSIZE  # after the member's header
-        tar.addfile(member, BytesIO(content))
-        return {f"{kind}_offset": offset, f"{kind}_bytes": len(content)}
-
-
-@contextmanager
-def writing(directory: Path) -> Iterator[DatasetWriter]:
-    """A writer whose directory appears under its name only when everything in it is complete.
-
-    Raises:
-        InputError: the directory exists already.
-    """
-    with appearing_whole(directory) as partial:
-        writer = DatasetWriter(partial)
-        yield writer
-        writer.finish()
+        offset = self._tar.offset + tarfile.BLOCKSIZE  # after the member's header
+        self._tar.addfile(member, BytesIO(content))
+        return offset
 
 
 class PreparedData:
-    """Reads one split of a prepared data set.
+    """Reads a prepared data set.
+
+    Args:
+        path: directory, or URL that fsspec opens.
 
     Raises:
-        InputError: there is no index, or the split is empty.
+        InputError: there is none, it is damaged, or its tokenizer is not the one that the index was made with.
     """
 
-    def __init__(self, directory: Path, split: str):
-        index = directory / INDEX
-        if not index.is_file():
-            raise InputError(f"no prepared data in {directory} ({INDEX} is missing); make it with `megatron-mm data`")
-        table = pq.read_table(index, filters=[("split", "=", split)])
-        if not len(table):
-            raise InputError(f"{index} holds no sample of split {split!r}")
-        self.directory = directory
-        self._columns = {name: table[name].to_numpy() for name in table.column_names}
-        self.parts = np.char.add(
-            np.char.add(self._columns["source"].astype(str), "/"), self._columns["mode"].astype(str)
-        )
+    def __init__(self, path: str):
+        self._storage = open_storage(path)
+        local = self._storage.local(INDEX, *TOKENIZER_FILES)
+        self.path = path
+        self.index = Index(local / INDEX)
+        self.tokenizer_directory = local / TOKENIZER
+        found = tokenizer_fingerprint(self.tokenizer_directory)
+        if found != self.index.tokenizer:
+            raise InputError(
+                f"{path}/{TOKENIZER} is not the tokenizer that {INDEX} was made with (fingerprint {found}, not "
+                f"{self.index.tokenizer}): its counts of tokens are wrong; prepare the data again"
+            )
 
-    def __len__(self) -> int:
-        return len(self.parts)
+    def tokenizer(self) -> ChatTokenizer:
+        """What the tokens were counted with."""
+        return ChatTokenizer(self.tokenizer_directory)
 
-    def rows_of(self, part: str) -> np.ndarray:
-        """Row numbers of a part "source/mode": int64 [n].
-
-        Raises:
-            InputError: the data set has no such part.
-        """
-        rows = np.flatnonzero(self.parts == part)
-        if not len(rows):
-            known = ", ".join(sorted(set(self.parts.tolist())))
-            raise InputError(f"data.blend names {part!r}, which {self.directory} does not hold; it holds {known}")
-        return rows
-
-    def read(self, row: int) -> Record:
-        """Read the turn of a row with its picture.
+    def read(self, row: int) -> StoredSample:
+        """Read the sample of a row, in one piece, and check it.
 
         Raises:
-            InputError: the shard is missing or cut off, or the picture cannot be decoded.
+            InputError: the shard is missing, cut off, or changed.
         """
-        shard = str(self._columns["shard"][row])
-        text = json.loads(self._bytes(shard, row, "text"))
-        name = f"{self.directory / shard} at byte {self._columns['picture_offset'][row]}"
-        picture = read_picture(BytesIO(self._bytes(shard, row, "picture")), name)
-        return Record(name, picture, text["caption"], Turn(**text["turns"][self._columns["turn"][row]]))
-
-    def _bytes(self, shard: str, row: int, kind: str) -> bytes:
-        path = self.directory / shard
-        offset, size = (int(self._columns[f"{kind}_{field}"][row]) for field in ("offset", "bytes"))
+        index = self.index
+        shard, offset = index.shards[index.shard[row]], int(index.offset[row])
+        sizes = [int(index.text_bytes[row])]
+        sizes += index.picture_bytes[index.picture_starts[row] : index.picture_starts[row + 1]].tolist()
+        # Each member is padded to whole blocks, and the next one's header is one more.
+        starts, place = [], 0
+        for size in sizes:
+            starts.append(place)
+            place += -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+        num_bytes = starts[-1] + sizes[-1]
+        content = self._storage.read(shard, offset, num_bytes)
+        name = f"{self.path}/{shard} at byte {offset}"
+        if len(content) < num_bytes:
+            raise InputError(f"shard {self.path}/{shard} ends before byte {offset + num_bytes}; prepare the data again")
+        text, *pictures = (content[start : start + size] for start, size in zip(starts, sizes, strict=True))
         try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise InputError(f"shard {path} cannot be read: {error.strerror}; prepare the data again") from None
-        if len(content) < size:
-            raise InputError(f"shard {path} ends before byte {offset + size}; it was cut off, prepare the data again")
-        return content
+            tree = json.loads(text)
+            stored = StoredSample(name, tree["origin"], StoredContent.from_json(tree), pictures)
+        except (ValueError, KeyError, TypeError):
+            stored = None
+        if stored is None or stored.content.digest(pictures) != index.digest(row):
+            raise InputError(f"sample {name} has changed since it was written (checksum); prepare the data again")
+        return stored
+
+
+def tokenizer_fingerprint(directory: Path) -> str:
+    """Of a tokenizer directory.
+
+    Raises:
+        InputError: there is no tokenizer in it.
+    """
+    try:
+        return hashlib.blake2b((directory / "tokenizer.json").read_bytes(), digest_size=8).hexdigest()
+    except OSError as error:
+        raise InputError(f"no tokenizer in {directory}: {error.strerror}; prepare the data again") from None

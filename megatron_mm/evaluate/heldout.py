@@ -10,10 +10,11 @@ from rich.table import Table
 from megatron_mm.chat import modes
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode
-from megatron_mm.chat.render import Question, render_prompt
+from megatron_mm.chat.render import Conversation, Question, render_prompt
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.data.shards import PreparedData, Record
+from megatron_mm.data.decode import decode_with_pillow
+from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Engine
 from megatron_mm.grading.answers import exact_match
 
@@ -38,8 +39,17 @@ class Score:
     unfinished: float
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of the data set, its reference answer, and where it lies."""
+
+    name: str
+    question: Question
+    reference: str
+
+
 def evaluate_heldout(
-    model_directory: Path, data: Path, report: Path, num_questions: int, max_tokens: int, dtype: str
+    model_directory: Path, data: str, report: Path, num_questions: int, max_tokens: int, dtype: str
 ) -> list[Score]:
     """Ask `num_questions` of every source in every mode; print a table and write report and responses.
 
@@ -55,20 +65,19 @@ def evaluate_heldout(
         InputError: no model, no data, or the report cannot be written.
     """
     rules = TileRules.of_directory(model_directory)
-    questions = heldout_questions(PreparedData(data, "heldout"), num_questions)
+    questions = heldout_questions(PreparedData(data), num_questions)
     tokenizer = ChatTokenizer(model_directory)
     engine = Engine(model_directory, dtype)
     scores, lines = [], []
-    for source, records in questions.items():
+    for source, asked in questions.items():
+        pictures = [list(one.question.pictures) for one in asked]
         for mode in Mode:
-            prompts = [render_prompt(_question(record), mode, tokenizer, rules) for record in records]
-            completions = engine.generate(prompts, [[record.picture] for record in records], max_tokens=max_tokens)
+            prompts = [render_prompt(one.question, mode, tokenizer, rules) for one in asked]
+            completions = engine.generate(prompts, pictures, max_tokens=max_tokens)
             responses = [modes.TRIGGERS[mode] + completion.text for completion in completions]
             parsed = [modes.split_response(response) for response in responses]
-            right = [
-                exact_match(answer, record.turn.answer) for (_, answer), record in zip(parsed, records, strict=True)
-            ]
-            count = len(records)
+            right = [exact_match(answer, one.reference) for (_, answer), one in zip(parsed, asked, strict=True)]
+            count = len(asked)
             scores.append(
                 Score(
                     source,
@@ -80,36 +89,40 @@ def evaluate_heldout(
                     sum(not completion.finished for completion in completions) / count,
                 )
             )
-            for record, response, is_right in zip(records, responses, right, strict=True):
-                turn = record.turn
-                line = {"source": source, "mode": str(mode), "picture": record.name, "question": turn.question}
-                lines.append({**line, "reference": turn.answer, "response": response, "right": is_right})
+            for one, response, is_right in zip(asked, responses, right, strict=True):
+                text = "".join(part for part in one.question.parts if isinstance(part, str)).strip()
+                line = {"source": source, "mode": str(mode), "picture": one.name, "question": text}
+                lines.append({**line, "reference": one.reference, "response": response, "right": is_right})
     _write(report, scores, lines)
     _print(scores)
     return scores
 
 
-def heldout_questions(data: PreparedData, num_questions: int) -> dict[str, list[Record]]:
+def heldout_questions(data: PreparedData, num_questions: int) -> dict[str, list[Asked]]:
     """The first `num_questions` of every source, one a picture.
 
     Raises:
         InputError: a source has fewer.
     """
     found = {}
-    for part in sorted(set(data.parts.tolist())):
-        source, mode = part.rsplit("/", 1)
+    for part in data.index.ranges("heldout"):
+        source, mode = part.part.rsplit("/", 1)
         # Both modes of a question share picture and answer: one of them is asked, in every mode.
         if mode != Mode.NON_THINKING:
             continue
-        rows = data.rows_of(part)
-        if len(rows) < num_questions:
-            raise InputError(f"{data.directory} holds {len(rows)} held-out questions of {source}, not {num_questions}")
-        found[source] = [data.read(row) for row in rows[:num_questions]]
+        if part.count < num_questions:
+            raise InputError(f"{data.path} holds {part.count} held-out questions of {source}, not {num_questions}")
+        found[source] = [_asked(data, row) for row in range(part.first, part.first + num_questions)]
     return found
 
 
-def _question(record: Record) -> Question:
-    return Question(record.turn.question, (record.picture,))
+def _asked(data: PreparedData, row: int) -> Asked:
+    stored = data.read(row)
+    content = stored.content.content(decode_with_pillow(stored.pictures, stored.name))
+    if not isinstance(content, Conversation) or len(content.turns) != 1:
+        raise InputError(f"held-out sample {stored.name} is not one question with one answer")
+    ((question, response),) = content.turns
+    return Asked(stored.name, question, response.answer)
 
 
 def _write(report: Path, scores: list[Score], lines: list[dict[str, object]]) -> None:

@@ -7,7 +7,7 @@ from megatron_mm.checkpoint.paths import find
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import check_layout
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.shards import INDEX, TOKENIZER
+from megatron_mm.data.shards import TOKENIZER, PreparedData
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.weights.hf_config import CONFIG
 
@@ -26,24 +26,23 @@ def check_inputs(config: RunConfig, num_ranks: int) -> None:
         raise InputError(fault)
     if config.init_from is not None and not (config.init_from / CONFIG).is_file():
         find(config.init_from)
-    if config.data.path is None or not config.data.blend:
-        raise InputError("training needs data.path, a directory made by `megatron-mm data`, and data.blend")
-    if not (config.data.path / INDEX).is_file():
-        raise InputError(f"no prepared data in data.path={config.data.path}; make it with `megatron-mm data`")
+    if config.data.path is None:
+        raise InputError("training needs data.path, a directory made by `megatron-mm data prepare`")
+    data = PreparedData(config.data.path)
     if config.init_from is not None:
-        _check_tokenizer(config.init_from, config.data.path)
+        _check_tokenizer(config.init_from, data)
 
 
-def _check_tokenizer(init_from: Path, data: Path) -> None:
+def _check_tokenizer(init_from: Path, data: PreparedData) -> None:
     """The weights must know the data's ids; they may know more."""
     is_hf = (init_from / CONFIG).is_file()
     directory = init_from if is_hf else find(init_from).parent.parent / TOKENIZER
     if not (directory / "tokenizer.json").is_file():
         return
-    ours, theirs = (ChatTokenizer(where).hf.get_vocab() for where in (data / TOKENIZER, directory))
+    ours, theirs = (ChatTokenizer(where).hf.get_vocab() for where in (data.tokenizer_directory, directory))
     other = next((token for token, number in ours.items() if theirs.get(token) != number), None)
     if other is not None:
         raise InputError(
-            f"the data of {data} was prepared with another tokenizer than init_from={init_from} has: {other!r} is "
+            f"the data of {data.path} was prepared with another tokenizer than init_from={init_from} has: {other!r} is "
             f"token {ours[other]} in the data and {theirs.get(other, 'none')} there; prepare the data with the latter's"
         )

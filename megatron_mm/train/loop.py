@@ -4,11 +4,11 @@ import time
 
 import torch.distributed as dist
 
-from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.checkpoint import paths, store
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.loader import StepBatches, batches_from
-from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.data.loader import Feed, MicroBatches
+from megatron_mm.data.shards import TOKENIZER, PreparedData
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform, get_platform
@@ -28,9 +28,9 @@ def train(config: RunConfig) -> None:
     check_inputs(config, state.num_ranks())
     platform = get_platform(config.platform)
     assert config.data.path is not None
-    tokenizer = ChatTokenizer(config.data.path / TOKENIZER)
+    tokenizer = PreparedData(config.data.path).tokenizer()
     with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
-        dataset = StepBatches(config, tokenizer, state.data_rank(), state.data_ranks())
+        dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         checkpoint = paths.newest(config.run_dir)
         if checkpoint is None and config.init_from is not None:
@@ -44,37 +44,42 @@ def train(config: RunConfig) -> None:
         if state.writes():
             tokenizer.save(config.run_dir / TOKENIZER)  # what the weights' ids mean goes with them
         telemetry.say(_greeting(config, platform, trainee, first_step))
-        _steps(config, trainee, dataset, first_step, platform, telemetry)
+        feed = Feed(dataset, first_step, config)
+        _steps(config, trainee, feed, first_step, platform, telemetry)
         telemetry.close()
 
 
 def _steps(
     config: RunConfig,
     trainee: Trainee,
-    dataset: StepBatches,
+    feed: Feed,
     first_step: int,
     platform: Platform,
     telemetry: Telemetry,
 ) -> None:
-    started, tokens = time.monotonic(), 0
-    for step, batches in enumerate(batches_from(dataset, first_step, config.data.num_workers), first_step + 1):
+    started, tokens, waited = time.monotonic(), 0, 0.0
+    for step, batches in enumerate(feed, first_step + 1):
         result = train_step(trainee, batches, platform.device())
         tokens += sum(batch.num_tokens for batch in batches) * state.data_ranks()
         last = step == config.train.steps
         if step % config.train.log_every == 0 or last:
-            telemetry.log(step, _metrics(result, tokens / (time.monotonic() - started)))
-            started, tokens = time.monotonic(), 0
+            seconds = time.monotonic() - started
+            waiting = (feed.waited_seconds - waited) / seconds
+            telemetry.log(step, _metrics(result, tokens / seconds, waiting, feed.num_broken))
+            started, tokens, waited = time.monotonic(), 0, feed.waited_seconds
         if step % config.checkpoint.save_every == 0 or last:
             store.save(config.run_dir, step, trainee.chunks, trainee.optimizer)
 
 
-def _metrics(result: StepResult, tokens_per_second: float) -> dict[str, float]:
+def _metrics(result: StepResult, tokens_per_second: float, data_wait: float, num_broken: int) -> dict[str, float]:
     return {
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "trained_tokens": result.trained_tokens,
         "tokens_per_second": round(tokens_per_second),
+        "data_wait": round(data_wait, 4),
+        "broken_samples": num_broken,
     }
 
 

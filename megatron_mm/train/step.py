@@ -10,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
-from megatron_mm.chat.images import Downscale
+from megatron_mm.chat.images import Downscale, pixel_values
 from megatron_mm.data.loader import Batch
 from megatron_mm.models.vlm import Pictures
 from megatron_mm.parallel import state
@@ -92,7 +92,7 @@ def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
     if batch.tiles is None:
         return None
     downscales = tuple(Downscale(downscale.plane.to(device), downscale.size) for downscale in batch.downscales)
-    return Pictures(batch.tiles.to(device), batch.order.to(device), downscales)
+    return Pictures(pixel_values(batch.tiles.to(device)), batch.order.to(device), downscales)
 
 
 def _sum(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:

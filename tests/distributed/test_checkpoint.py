@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.checkpoint import paths
 from megatron_mm.checkpoint.store import load_weights
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.data.shards import PreparedData
 from megatron_mm.models.vision import fitted_positions
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
@@ -29,7 +29,6 @@ def _config(digits: Path, run_dir: Path) -> RunConfig:
     return tiny_config(
         data__path=digits,
         data__blend="{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
-        data__text_only="false",
         model__language__vocab_size=384,
         train__trained="[vision, projector, language, embeddings]",
         train__global_batch=4,
@@ -62,7 +61,7 @@ def _exported(configs: list[RunConfig], run_dir: Path | None) -> list[dict[str, 
     with state.process_group(platform):
         for config in configs:
             assert config.data.path is not None
-            image = ChatTokenizer(config.data.path / TOKENIZER).control(IMAGE)
+            image = PreparedData(config.data.path).tokenizer().control(IMAGE)
             with state.model_parallel(config.parallel, config.seed) as groups:
                 chunks = build_model(config, platform, groups, image)
                 try:

@@ -5,11 +5,12 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
+from megatron_mm.chat.images import pixel_values
 from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.cli import main
 from megatron_mm.config.errors import InputError
 from megatron_mm.data import loader
-from megatron_mm.data.loader import StepBatches
+from megatron_mm.data.loader import MicroBatches
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.models.vlm import Pictures, build_model
 from megatron_mm.parallel import state
@@ -23,7 +24,6 @@ def _messages(digits: Path) -> list[str]:
     config = tiny_config(
         data__path=digits,
         data__blend="{digits/easy/thinking: 1}",
-        data__text_only="false",
         model__language__vocab_size=384,
     )
     platform, tokenizer = get_platform("cpu"), ChatTokenizer(digits / TOKENIZER)
@@ -31,13 +31,13 @@ def _messages(digits: Path) -> list[str]:
     messages = []
     with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
         (model,) = build_model(config, platform, groups, image)
-        batch = StepBatches(config, tokenizer, 0, 1)[0][0]
+        batch = MicroBatches(config, tokenizer, 0, 1)[0]
         assert batch.tiles is not None
         text = batch.ids.clone()
         text[0, int((text[0] == image).nonzero()[0])] = 0
         for broken in (dataclasses.replace(batch, order=batch.order[:-1]), dataclasses.replace(batch, ids=text)):
             try:
-                model(broken.ids, Pictures(batch.tiles, broken.order), labels=broken.labels)
+                model(broken.ids, Pictures(pixel_values(batch.tiles), broken.order), labels=broken.labels)
             except InputError as error:
                 messages.append(str(error))
     return messages

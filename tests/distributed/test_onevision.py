@@ -55,13 +55,13 @@ def test_ids_and_tiles(tokenizer: ChatTokenizer) -> None:
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": QUESTION}]
         messages = [{"role": "user", "content": content}]
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        prompts.append(render_prompt(Question(QUESTION, pictures), Mode.AUTO, tokenizer, rules))
+        prompts.append(render_prompt(Question.about(QUESTION, pictures), Mode.AUTO, tokenizer, rules))
     assert any(grid.downscaled for prompt in prompts for grid in prompt.tilings)
     for theirs, prompt in zip(by_transformers(config, tokenizer, texts), prompts, strict=True):
         assert np.array_equal(theirs["input_ids"][0], prompt.ids)
         first = 0
         for picture, grid in zip(theirs.get("pixel_values", ()), prompt.tilings, strict=True):
-            ours = pixel_values(prompt.tiles[first : first + grid.num_tiles])
+            ours = pixel_values(torch.from_numpy(prompt.tiles[first : first + grid.num_tiles])).numpy()
             first += grid.num_tiles
             assert picture.shape == ours.shape
             # Both are multiples of 2 / 255, made by the same resize.

@@ -25,7 +25,6 @@ def _config(digits: Path, **overrides: object) -> RunConfig:
         **TP2,
         "data__path": digits,
         "data__blend": "{digits/easy/thinking: 1}",
-        "data__text_only": "false",
         "model__language__vocab_size": 390,
         "train__trained": "[vision, projector, language, embeddings]",
         "train__log_every": 1,

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -49,7 +50,7 @@ def _processor() -> LlavaNextImageProcessor:
 def test_tiles_equal_transformers(shape: tuple[int, int]) -> None:
     picture = _picture(*shape)
     grid = tiling(*shape, RULES)
-    ours = pixel_values(tiles_of(picture, grid))
+    ours = pixel_values(torch.from_numpy(tiles_of(picture, grid))).numpy()
     theirs = _processor()(images=picture, return_tensors="np")["pixel_values"][0]
     assert ours.shape[0] == grid.num_tiles
     # Padded by the processor to the most tiles of a batch, which is one picture here.

@@ -9,7 +9,7 @@ from PIL import Image
 from megatron_mm.chat import modes
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode, split_response
-from megatron_mm.chat.render import Question, Response, Sample, render_prompt, render_sample
+from megatron_mm.chat.render import Conversation, Question, Rendering, Response, Sample, render_prompt, render_sample
 from megatron_mm.chat.tokenizer import CONTROL_TOKENS, IMAGE, TURN_END, ChatTokenizer
 from megatron_mm.config.errors import InputError
 
@@ -19,12 +19,16 @@ PICTURE = Image.new("RGB", (32, 32), (9, 99, 199))
 TEXTS = st.lists(st.sampled_from([*CONTROL_TOKENS, "\n", "\n\n", " ", "7", "left", "é", "<", "think>"]), max_size=8)
 
 
+def _sample(question: Question, response: Response, tokenizer: ChatTokenizer) -> Sample:
+    return render_sample(Conversation.of(question, response), Rendering.PRETRAIN, tokenizer, RULES)
+
+
 def _trained_text(sample: Sample, tokenizer: ChatTokenizer) -> str:
     return tokenizer.decode(sample.ids[sample.trained].tolist())
 
 
 def test_thinking_trains_everything_after_the_think_token(tokenizer: ChatTokenizer) -> None:
-    sample = render_sample(Question("Why?", (PICTURE,)), Response("7", "3+4=7"), tokenizer, RULES)
+    sample = _sample(Question.about("Why?", (PICTURE,)), Response("7", "3+4=7"), tokenizer)
     text = tokenizer.decode(sample.ids.tolist())
     placeholders = IMAGE * (16 + 4 * 5)
     assert text == (
@@ -35,18 +39,18 @@ def test_thinking_trains_everything_after_the_think_token(tokenizer: ChatTokeniz
 
 
 def test_non_thinking_trains_what_follows_the_empty_thought(tokenizer: ChatTokenizer) -> None:
-    sample = render_sample(Question("Why?", (PICTURE,)), Response("7"), tokenizer, RULES)
+    sample = _sample(Question.about("Why?", (PICTURE,)), Response("7"), tokenizer)
     assert tokenizer.decode(sample.ids.tolist()).endswith("assistant\n<think>\n\n</think>\n\n7<|im_end|>")
     assert _trained_text(sample, tokenizer) == "\n\n7<|im_end|>"
 
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_prompt_is_the_beginning_of_its_sample(tokenizer: ChatTokenizer, mode: Mode) -> None:
-    question = Question("Which digit is top left?", (PICTURE, PICTURE))
+    question = Question.about("Which digit is top left?", (PICTURE, PICTURE))
     prompt = render_prompt(question, mode, tokenizer, RULES)
     assert tokenizer.decode(prompt.ids.tolist()).endswith("assistant\n" + modes.TRIGGERS[mode])
     response = Response("7", None if mode is Mode.NON_THINKING else "look")
-    sample = render_sample(question, response, tokenizer, RULES)
+    sample = _sample(question, response, tokenizer)
     assert np.array_equal(sample.ids[: len(prompt.ids)], prompt.ids)
     assert np.array_equal(sample.tiles, prompt.tiles)
     assert (prompt.collapsed_ids == tokenizer.control(IMAGE)).sum() == 2
@@ -64,7 +68,7 @@ def test_no_text_becomes_a_control_token_and_one_token_decides_the_mode(
     for thought, decision in ((reasoning.strip() or None, newline), (None, blank_line)):
         if thought is None and decision == newline:
             continue
-        sample = render_sample(Question(question), Response(answer, thought), tokenizer, RULES)
+        sample = _sample(Question.about(question), Response(answer, thought), tokenizer)
         ids = sample.ids.tolist()
         assert ids.count(think) == 1
         assert ids.count(image) == 0
@@ -80,9 +84,9 @@ def test_no_text_becomes_a_control_token_and_one_token_decides_the_mode(
 
 def test_an_empty_answer_is_refused(tokenizer: ChatTokenizer) -> None:
     with pytest.raises(InputError, match="has an empty answer"):
-        render_sample(Question("Why?"), Response(" "), tokenizer, RULES)
+        _sample(Question.about("Why?"), Response(" "), tokenizer)
     with pytest.raises(InputError, match="has an empty reasoning"):
-        render_sample(Question("Why?"), Response("7", " "), tokenizer, RULES)
+        _sample(Question.about("Why?"), Response("7", " "), tokenizer)
 
 
 @pytest.mark.parametrize(

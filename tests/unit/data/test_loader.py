@@ -4,28 +4,48 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
+from PIL import Image
 
 from megatron_mm.chat.images import TileRules, feature_order
-from megatron_mm.chat.render import Question, Response, render_sample
+from megatron_mm.chat.render import Conversation, Question, Rendering, Response, Sample, render_sample
 from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.data.loader import Form, StepBatches, collate
+from megatron_mm.data.decode import decode_with_pillow
+from megatron_mm.data.index import INDEX
+from megatron_mm.data.loader import Form, MicroBatches, collate
 from megatron_mm.data.shards import PreparedData
+from megatron_mm.data.sources.base import RawSample
+from tests.datasets import turn, write_dataset
 from tests.tiny import random_picture, tiny_config
 
 BLEND = "{digits/easy/thinking: 1, digits/hard/non_thinking: 1, digits/caption/non_thinking: 2}"
 
 
-def _dataset(digits: Path, tokenizer: ChatTokenizer, rank: int, ranks: int, **overrides: object) -> StepBatches:
-    values = {"data__path": digits, "data__blend": BLEND, "data__text_only": "false"}
+def _dataset(digits: Path, tokenizer: ChatTokenizer, rank: int, ranks: int, **overrides: object) -> MicroBatches:
+    values = {"data__path": digits, "data__blend": BLEND}
     values |= {"model__language__vocab_size": 384, "train__global_batch": 8, "train__micro_batch": 2}
-    return StepBatches(tiny_config(**{**values, **overrides}), tokenizer, rank, ranks)
+    return MicroBatches(tiny_config(**{**values, **overrides}), tokenizer, rank, ranks)
+
+
+def _sample(
+    text: str, pictures: tuple[Image.Image, ...], response: Response, tokenizer: ChatTokenizer, rules: TileRules
+) -> Sample:
+    content = Conversation.of(Question.about(text, pictures), response)
+    return render_sample(content, Rendering.PRETRAIN, tokenizer, rules)
+
+
+def _picture(digits: Path) -> list[Image.Image]:
+    data = PreparedData(str(digits))
+    row = next(part.first for part in data.index.parts if part.part == "digits/caption/non_thinking")
+    return decode_with_pillow(data.read(row).pictures, "")
 
 
 def test_labels_follow_the_ids_and_padding_is_not_trained(digits: Path, tokenizer: ChatTokenizer) -> None:
-    for batch in _dataset(digits, tokenizer, 0, 1)[0]:
+    for batch in _dataset(digits, tokenizer, 0, 1).step(0):
         # The last target of a sample, the end of its turn, is not an input.
         inner = (batch.trained[:, :-1] > 0) & (batch.labels[:, :-1] != tokenizer.control(TURN_END))
         assert inner.any()
@@ -34,13 +54,13 @@ def test_labels_follow_the_ids_and_padding_is_not_trained(digits: Path, tokenize
         assert not batch.trained[padding].any()
         assert int((batch.ids == tokenizer.control(IMAGE)).sum()) == len(batch.order)
         assert batch.tiles is not None
-        assert batch.tiles.shape == (4, 3, 32, 32)
+        assert batch.tiles.shape == (4, 32, 32, 3)
 
 
 def test_the_trained_labels_are_the_trained_tokens_of_the_samples(tokenizer: ChatTokenizer) -> None:
     rules = TileRules(((1, 1),), 32, 4)
     answers = [Response("7", "3+4=7"), Response("12"), Response("1", "a longer thought")]
-    samples = [render_sample(Question("How many?"), answer, tokenizer, rules) for answer in answers]
+    samples = [_sample("How many?", (), answer, tokenizer, rules) for answer in answers]
     batch = collate(samples, tokenizer.control(PAD), patches_per_tile=16)
     for sample, labels, trained in zip(samples, batch.labels, batch.trained, strict=True):
         assert labels[trained > 0].tolist() == sample.ids[sample.trained].tolist()
@@ -52,7 +72,7 @@ def test_a_pack_holds_what_the_padded_batch_holds(
 ) -> None:
     rules, pad = TileRules(((1, 1),), 32, 4), tokenizer.control(PAD)
     answers = [Response("7", "3+4=7"), Response("12"), Response("1", "a longer thought")]
-    samples = [render_sample(Question("How many?"), answer, tokenizer, rules) for answer in answers]
+    samples = [_sample("How many?", (), answer, tokenizer, rules) for answer in answers]
     padded = collate(samples, pad, 16)
     pack = collate(samples, pad, 16, Form(True, sample_multiple, sequence_multiple))
     assert pack.starts is not None
@@ -73,7 +93,7 @@ def test_downscaled_features_are_numbered_behind_all_others(tokenizer: ChatToken
     random = np.random.default_rng(0)
     rules = TileRules(((1, 1), (2, 2)), 32, 4, max_tiles=1)
     sets = [(random_picture((64, 64), random),), (random_picture((32, 32), random), random_picture((64, 60), random))]
-    samples = [render_sample(Question("What?", pictures), Response("7"), tokenizer, rules) for pictures in sets]
+    samples = [_sample("What?", pictures, Response("7"), tokenizer, rules) for pictures in sets]
     batch = collate(samples, tokenizer.control(PAD), 16)
     grids = [grid for sample in samples for grid in sample.tilings]
     assert [grid.downscaled is not None for grid in grids] == [True, False, True]
@@ -87,12 +107,11 @@ def test_downscaled_features_are_numbered_behind_all_others(tokenizer: ChatToken
 
 
 def test_order_points_into_the_tiles_of_the_right_picture(digits: Path, tokenizer: ChatTokenizer) -> None:
-    record = PreparedData(digits, "train").read(0)
+    (picture,) = _picture(digits)
     rules = TileRules(((1, 1), (1, 2)), 32, 4)
-    wide = record.picture.resize((64, 32))
+    wide = picture.resize((64, 32))
     samples = [
-        render_sample(Question("What?", pictures), Response("7"), tokenizer, rules)
-        for pictures in ((record.picture,), (), (wide, record.picture))
+        _sample("What?", pictures, Response("7"), tokenizer, rules) for pictures in ((picture,), (), (wide, picture))
     ]
     batch = collate(samples, tokenizer.control(PAD), patches_per_tile=16)
     assert batch.tiles is not None
@@ -108,23 +127,24 @@ def test_order_points_into_the_tiles_of_the_right_picture(digits: Path, tokenize
     assert np.array_equal(batch.order.numpy(), np.concatenate(expected))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_see_together_what_one_rank_sees(digits: Path, tokenizer: ChatTokenizer, ranks: int) -> None:
-    def rows(rank: int, ranks: int) -> list[tuple[int, ...]]:
-        batches = _dataset(digits, tokenizer, rank, ranks)[3]
-        pad = tokenizer.control(PAD)
-        return [tuple(id for id in row if id != pad) for batch in batches for row in batch.ids.tolist()]
-
-    assert sorted(rows(0, 1)) == sorted(row for rank in range(ranks) for row in rows(rank, ranks))
-
-
 def test_padding_can_be_cut_by_sequence_parallel_ranks(digits: Path, tokenizer: ChatTokenizer) -> None:
     dataset = _dataset(digits, tokenizer, 0, 1, parallel__tensor=2, parallel__sequence="true")
-    assert all(batch.ids.shape[1] % 2 == 0 for step in range(3) for batch in dataset[step])
+    assert all(batch.ids.shape[1] % 2 == 0 for step in range(3) for batch in dataset.step(step))
 
 
-def test_too_long_a_sample_and_too_small_a_vocabulary_are_named(digits: Path, tokenizer: ChatTokenizer) -> None:
-    with pytest.raises(InputError, match=r"train-00000\.tar at byte .* more than data\.max_sequence_tokens=20"):
-        _dataset(digits, tokenizer, 0, 1, data__max_sequence_tokens=20)[0]
+def test_an_index_that_counts_other_tokens_is_refused(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    write_dataset(tmp_path / "data", tokenizer, {"a": [RawSample("one", turn("Why?", "because"))]})
+    index = tmp_path / "data" / INDEX
+    table = pa.ipc.open_file(str(index)).read_all()
+    tokens = pc.add(table["text_tokens"], pa.scalar(1, pa.int32()))  # pyright: ignore[reportAttributeAccessIssue]
+    table = table.set_column(table.schema.get_field_index("text_tokens"), "text_tokens", tokens)
+    with pa.OSFile(str(index), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    dataset = _dataset(tmp_path / "data", tokenizer, 0, 1, data__blend="{}")
+    with pytest.raises(InputError, match=r"a\.tar at byte 512 has \d+ tokens, but the index says"):
+        dataset[0]
+
+
+def test_too_small_a_vocabulary_is_named(digits: Path, tokenizer: ChatTokenizer) -> None:
     with pytest.raises(InputError, match=r"more than model\.language\.vocab_size=128"):
         _dataset(digits, tokenizer, 0, 1, model__language__vocab_size=128)

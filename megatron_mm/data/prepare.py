@@ -1,0 +1,406 @@
+"""Sources -> a prepared data set: in parallel, restartable, and with counts that add up.
+
+Sources are cut into tasks of `samples_per_shard` records. A task becomes one shard, its rows of the index, and its
+rejects, each written aside and then renamed, the rows last: a task is done when they are there. The rest is one merge:
+duplicates, index, manifest, and the directory takes its name.
+"""
+
+import ctypes
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Rendering, render_ids
+from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.prepare import PrepareConfig, SourceConfig
+from megatron_mm.data.index import INDEX, ROWS, duplicates_of, write_index
+from megatron_mm.data.records import DOCUMENT, StoredContent
+from megatron_mm.data.shards import MANIFEST, REJECTS, TOKENIZER, EncodedPicture, ShardWriter, tokenizer_fingerprint
+from megatron_mm.data.sources import tasks_of
+from megatron_mm.data.sources.base import RawSample, Reject, Task
+from megatron_mm.data.sources.pictures import take_picture
+from megatron_mm.files import partial_of
+
+REQUEST = "request.json"
+TASKS = "tasks"
+# Settings of the merge: a preparation that was begun goes on with others.
+MERGE_SETTINGS = {"max_rejected", "duplicates"}
+WORST_REASONS = 3
+# Of Linux's prctl.h.
+PR_SET_PDEATHSIG = 1
+# Stands for any picture where only the number of placeholders counts.
+_BLANK = Image.new("RGB", (1, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """What became of a source's records: `records` is the sum of the other three."""
+
+    records: int
+    written: int
+    rejected: int
+    duplicates_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a prepared data set was made of.
+
+    Attributes:
+        request: fingerprint of settings, tokenizer and source files.
+        duplicates: records equal to an earlier one in text and pictures, dropped or not.
+    """
+
+    request: str
+    sources: dict[str, SourceCounts]
+    duplicates: int
+
+    def to_json(self) -> str:
+        """For manifest.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Of a prepared data set.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            tree = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+            sources = {name: SourceCounts(**counts) for name, counts in tree["sources"].items()}
+            return cls(tree["request"], sources, tree["duplicates"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{directory / MANIFEST} is not of a prepared data set: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTask:
+    """A task, the source that it is of, and the name of what it writes."""
+
+    name: str
+    source: SourceConfig
+    task: Task
+
+
+def prepare(config: PrepareConfig, directory: Path, num_workers: int, say: Callable[[str], None] = print) -> Manifest:
+    """Write a prepared data set; one that is there already and made of the same is left as it is.
+
+    A run that was ended leaves `DIRECTORY.partial`, from which the same call goes on.
+
+    Args:
+        config: sources and limits.
+        directory: to write.
+        num_workers: processes; 0 works in this one.
+        say: takes lines about the progress.
+
+    Raises:
+        InputError: the directory, or its unfinished one, is of another request; a source cannot be read; more than
+            `max_rejected` of a source's records are bad; the disk is full; a worker was killed.
+    """
+    request = _request(config)
+    if directory.exists():
+        manifest = Manifest.read(directory)
+        if manifest.request != request:
+            raise InputError(f"{directory} exists already, made of other sources or settings; choose another directory")
+        say(f"{directory} is already prepared")
+        return manifest
+    tasks = (
+        # With its number, since "a/b" and "a-b" are two names.
+        NamedTask(f"{place:03d}-{source.name.replace('/', '-')}-{number:05d}", source, task)
+        for place, source in enumerate(config.sources)
+        for number, task in enumerate(tasks_of(source, config.samples_per_shard))
+    )
+    tokenizer = ChatTokenizer(config.tokenizer, add_image=True)
+    return run_tasks(config, tokenizer, tasks, directory, request, num_workers, say)
+
+
+def run_tasks(
+    config: PrepareConfig,
+    tokenizer: ChatTokenizer,
+    tasks: Iterable[NamedTask],
+    directory: Path,
+    request: str,
+    num_workers: int,
+    say: Callable[[str], None],
+) -> Manifest:
+    """Turn tasks into a data set; see `prepare`.
+
+    Args:
+        config: the limits.
+        tokenizer: counts the tokens, and is stored.
+        tasks: whose names differ.
+        directory: to write; must not exist.
+        request: fingerprint of everything that the result depends on.
+        num_workers: processes; 0 works in this one.
+        say: takes lines about the progress.
+    """
+    work = partial_of(directory)
+    try:
+        _begin(work, request, tokenizer)
+        names = []
+        for name in _worked(config, tasks, work, num_workers, say):
+            names.append(name)
+        manifest = _merged(config, work, sorted(names), request)
+        os.replace(work, directory)
+    except OSError as error:
+        raise _disk_fault(error, work) from None
+    except BrokenProcessPool:
+        raise InputError(
+            f"a worker was killed, perhaps for want of memory; what is done lies in {work}, and the same command goes "
+            "on from there, with fewer --workers if need be"
+        ) from None
+    for name, counts in manifest.sources.items():
+        say(f"{name}: {counts.records} records, {counts.written} written, {counts.rejected} rejected")
+    return manifest
+
+
+def _request(config: PrepareConfig) -> str:
+    """Fingerprint of what the shards depend on."""
+    hasher = hashlib.blake2b(digest_size=8)
+    settings = config.model_dump(mode="json", exclude={*MERGE_SETTINGS, "tokenizer"})
+    hasher.update(json.dumps(settings, sort_keys=True).encode())
+    hasher.update(tokenizer_fingerprint(config.tokenizer).encode())
+    for source in config.sources:
+        files = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
+        for file in files:
+            if file.is_file():
+                state = file.stat()
+                hasher.update(f"{file} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return hasher.hexdigest()
+
+
+def _begin(work: Path, request: str, tokenizer: ChatTokenizer) -> None:
+    asked = work / REQUEST
+    if asked.is_file() and json.loads(asked.read_text(encoding="utf-8")) == request:
+        return
+    if asked.is_file():
+        raise InputError(
+            f"{work} holds an unfinished preparation of other sources or settings; remove it, or go on with those"
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    (work / TASKS).mkdir(parents=True)
+    tokenizer.save(work / TOKENIZER)
+    # Last: a directory without it was not begun.
+    _replace(asked, json.dumps(request).encode())
+
+
+def _worked(
+    config: PrepareConfig, tasks: Iterable[NamedTask], work: Path, num_workers: int, say: Callable[[str], None]
+) -> Iterator[str]:
+    """Names of all tasks, each once its files are there."""
+    run = partial(_run_task, config=config, work=work)
+    if num_workers == 0:
+        for task in tasks:
+            if not _rows_file(work, task.name).is_file():
+                run(task)
+            yield task.name
+        return
+    waiting: set[Future[str]] = set()
+    done = 0
+    # Not forked: this process may have threads.
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), _end_with_parent, (os.getpid(),)) as pool:
+        try:
+            for task in tasks:
+                if _rows_file(work, task.name).is_file():
+                    yield task.name
+                    continue
+                waiting.add(pool.submit(run, task))
+                # Tasks may hold their records: only a few are handed out ahead.
+                if len(waiting) >= 2 * num_workers:
+                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    done += len(finished)
+                    say(f"{done} shards written")
+                    yield from (future.result() for future in finished)
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel kill this worker when its parent is killed; it would wait for work for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # killed before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_task(task: NamedTask, config: PrepareConfig, work: Path) -> str:
+    """Write a task's shard, rejects and rows."""
+    tokenizer = _tokenizer(work / TOKENIZER)
+    rows: list[dict[str, object]] = []
+    rejects: list[Reject] = []
+    shard = work / f"{task.name}.tar"
+    partial_shard = shard.with_suffix(".tar.partial")
+    with ShardWriter(partial_shard) as writer:
+        for record in task.task.records():
+            made = record if isinstance(record, Reject) else _made(record, task.source, config, tokenizer)
+            if isinstance(made, Reject):
+                rejects.append(made)
+                continue
+            offset, num_bytes = writer.add(made.content, made.pictures, made.origin)
+            rows.append({**made.row, "shard": shard.name, "offset": offset, "text_bytes": num_bytes})
+    if rows:
+        os.replace(partial_shard, shard)
+    else:
+        partial_shard.unlink()
+    lines = [json.dumps({"source": task.source.name, **asdict(reject)}) + "\n" for reject in rejects]
+    _replace(_rejects_file(work, task.name), "".join(lines).encode())
+    table = pa.Table.from_pylist(rows, ROWS.with_metadata({"source": task.source.name}))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as out:
+        out.write_table(table)
+    _replace(_rows_file(work, task.name), sink.getvalue().to_pybytes())
+    return task.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A record ready to be written, with its row but for its place."""
+
+    origin: str
+    content: StoredContent
+    pictures: list[EncodedPicture]
+    row: dict[str, object]
+
+
+def _made(raw: RawSample, source: SourceConfig, config: PrepareConfig, tokenizer: ChatTokenizer) -> _Made | Reject:
+    content = raw.content
+    numbers = [part for part in content.parts if isinstance(part, int)]
+    if numbers != list(range(len(raw.pictures))):
+        return Reject(raw.origin, f"its texts show the pictures {numbers}, but it has {len(raw.pictures)}")
+    if len(raw.pictures) > config.max_pictures:
+        return Reject(raw.origin, f"{len(raw.pictures)} pictures, more than max_pictures={config.max_pictures}")
+    characters = content.num_characters()
+    if characters > config.max_text_characters:
+        return Reject(
+            raw.origin, f"{characters} characters, more than max_text_characters={config.max_text_characters}"
+        )
+    try:
+        pictures = [take_picture(picture, config, fetch_urls=source.fetch_urls) for picture in raw.pictures]
+        tokens = _num_tokens(content, len(pictures), tokenizer)
+    except InputError as error:
+        return Reject(raw.origin, str(error))
+    digest = content.digest([picture.content for picture in pictures])
+    is_held_out = int.from_bytes(digest[:8], "big") < source.heldout * 2**64
+    row = {
+        "split": "heldout" if is_held_out else source.split,
+        "part": f"{source.name}/{content.mode}",
+        "text_tokens": tokens[0],
+        "cold_start_tokens": tokens[1],
+        "picture_bytes": [len(picture.content) for picture in pictures],
+        "picture_width": [picture.width for picture in pictures],
+        "picture_height": [picture.height for picture in pictures],
+        "digest": digest,
+    }
+    return _Made(raw.origin, content, pictures, row)
+
+
+def _num_tokens(content: StoredContent, num_pictures: int, tokenizer: ChatTokenizer) -> tuple[int, int]:
+    """Tokens without placeholders, rendered for pretraining and for the cold start; see index.py."""
+    rendered = content.content([_BLANK] * num_pictures)
+    none = [0] * num_pictures
+    ids, _ = render_ids(rendered, none, Rendering.PRETRAIN, tokenizer)
+    if content.mode == DOCUMENT:
+        return len(ids), len(ids)
+    if content.mode != Mode.THINKING or any(turn.reasoning is None for turn in content.turns):
+        return len(ids), -1
+    cold, _ = render_ids(rendered, none, Rendering.COLD_START, tokenizer)
+    return len(ids), len(cold)
+
+
+def _merged(config: PrepareConfig, work: Path, names: list[str], request: str) -> Manifest:
+    """Index, manifest and rejects of all tasks; what they were made of is removed."""
+    tables = [pa.ipc.open_file(_rows_file(work, name)).read_all() for name in names]
+    rejects = [line for name in names for line in _rejects_file(work, name).read_text(encoding="utf-8").splitlines()]
+    (work / REJECTS).write_text("".join(f"{line}\n" for line in rejects), encoding="utf-8")
+    rejected = Counter(json.loads(line)["source"] for line in rejects)
+    written = Counter()
+    named = [(table.schema.metadata[b"source"].decode(), table) for table in tables]
+    for source, table in named:
+        written[source] += len(table)
+    _check_rejected(config, work, rejects, rejected, written)
+    rows = pa.concat_tables([table.replace_schema_metadata() for table in tables]) if tables else ROWS.empty_table()
+    if not len(rows):
+        raise InputError(f"the sources hold no usable record; {work / REJECTS} says why")
+    repeated = duplicates_of(rows["digest"])
+    dropped = Counter()
+    if config.duplicates == "drop":
+        of_rows = itertools.chain.from_iterable([source] * len(table) for source, table in named)
+        dropped.update(itertools.compress(of_rows, repeated))
+        rows = rows.filter(pa.array(~repeated))
+    write_index(work / INDEX, rows, tokenizer_fingerprint(work / TOKENIZER))
+    counts = {
+        source: SourceCounts(
+            written[source] + rejected[source], written[source] - dropped[source], rejected[source], dropped[source]
+        )
+        for source in sorted({*written, *rejected})
+    }
+    manifest = Manifest(request, counts, int(repeated.sum()))
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    shutil.rmtree(work / TASKS)
+    (work / REQUEST).unlink()
+    return manifest
+
+
+def _check_rejected(
+    config: PrepareConfig, work: Path, rejects: list[str], rejected: Counter[str], written: Counter[str]
+) -> None:
+    for source, count in rejected.items():
+        records = count + written[source]
+        if count > config.max_rejected * records:
+            mine = (entry for entry in map(json.loads, rejects) if entry["source"] == source)
+            first = itertools.islice(mine, WORST_REASONS)
+            shown = "".join(f"\n  {entry['origin']}: {entry['reason']}" for entry in first)
+            raise InputError(
+                f"{count} of {records} records of source {source} are bad, more than max_rejected="
+                f"{config.max_rejected}; mend them, or raise it and run again. All are in {work / REJECTS}; the first:"
+                f"{shown}"
+            )
+
+
+def _disk_fault(error: OSError, work: Path) -> InputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return InputError(
+            f"no space to write {error.filename or work}: {error.strerror}; make room, and the same command goes on "
+            "with the shards that are missing"
+        )
+    return InputError(f"{error.filename or work} cannot be written: {error.strerror or error}")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(path.name + ".partial")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _rows_file(work: Path, name: str) -> Path:
+    return work / TASKS / f"{name}.arrow"
+
+
+def _rejects_file(work: Path, name: str) -> Path:
+    return work / TASKS / f"{name}.jsonl"
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(directory: Path) -> ChatTokenizer:
+    return ChatTokenizer(directory)

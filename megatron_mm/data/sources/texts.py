@@ -1,0 +1,131 @@
+"""Texts of a conversation, whatever format it came in: where pictures stand, and what of a response is reasoning.
+
+Pictures: with pictures, `<image>` marks in the questions stand for them in order, and there are as many marks as
+pictures; without any mark, all pictures go in front of the first question, each on a line of its own. A mark in a
+record without pictures, in an answer, or beside pictures that stand as parts of their own, is plain text.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from megatron_mm.chat.modes import ANSWER, END_ANSWER, END_THINK, THINK
+from megatron_mm.chat.tokenizer import IMAGE
+from megatron_mm.data.records import StoredContent, StoredParts, StoredTurn
+from megatron_mm.data.sources.faults import Fault
+
+# A question before its pictures are numbered: texts, and None where a picture stands.
+Segments = list[str | None]
+
+
+def place_pictures(questions: Sequence[Segments], num_pictures: int) -> list[StoredParts]:
+    """Number the pictures of a conversation's questions; see the top of this file for the rule.
+
+    Raises:
+        Fault: the marks do not fit the pictures, or a question is empty.
+    """
+    are_placed = any(None in question for question in questions)
+    if num_pictures and not are_placed:
+        questions = [_split_at_marks(question) for question in questions]
+    num_marks = sum(question.count(None) for question in questions)
+    if num_marks == 0:
+        in_front: Segments = [None, "\n"] * num_pictures
+        questions = [in_front + questions[0], *questions[1:]]
+    elif num_marks != num_pictures:
+        raise Fault(f"{num_marks} {IMAGE} marks for {num_pictures} pictures")
+    numbers = iter(range(num_pictures))
+    placed = [joined(next(numbers) if segment is None else segment for segment in question) for question in questions]
+    for number, parts in enumerate(placed, 1):
+        if not any(isinstance(part, int) or part.strip() for part in parts):
+            raise Fault(f"question {number} is empty")
+    return placed
+
+
+def _split_at_marks(question: Segments) -> Segments:
+    found: Segments = []
+    for segment in question:
+        assert segment is not None, "only questions without pictures are split"
+        for number, text in enumerate(segment.split(IMAGE)):
+            found += [None, text] if number else [text]
+    return found
+
+
+def joined(parts: Iterable[str | int]) -> StoredParts:
+    """With neighbouring texts as one and without empty ones, so that equal contents are stored alike."""
+    found: StoredParts = []
+    for part in parts:
+        if isinstance(part, str) and found and isinstance(found[-1], str):
+            found[-1] += part
+        elif part != "":
+            found.append(part)
+    return found
+
+
+def response_of(text: str) -> tuple[str, str | None]:
+    """An assistant's text as answer and reasoning.
+
+    A text that begins with `<think>` holds its reasoning up to the last `</think>`; an answer that is wrapped as a
+    whole in `<answer>` and `</answer>` loses them. Anywhere else these are plain text.
+
+    Raises:
+        Fault: the reasoning does not end, or the answer is empty.
+    """
+    answer, reasoning = text.strip(), None
+    if answer.startswith(THINK):
+        reasoning, closed, answer = answer.removeprefix(THINK).rpartition(END_THINK)
+        if not closed:
+            raise Fault(f"{THINK} without {END_THINK}")
+        reasoning = reasoning.strip() or None
+        answer = answer.strip()
+    if answer.startswith(ANSWER) and answer.endswith(END_ANSWER) and len(answer) >= len(ANSWER + END_ANSWER):
+        inside = answer.removeprefix(ANSWER).removesuffix(END_ANSWER)
+        # Two answers side by side are not one that is wrapped.
+        if ANSWER not in inside and END_ANSWER not in inside:
+            answer = inside.strip()
+    if not answer:
+        raise Fault("empty answer")
+    return answer, reasoning
+
+
+def one_turn(question: str, answer: str, num_pictures: int) -> StoredContent:
+    """A question with `<image>` marks or without, and the assistant's whole text.
+
+    Raises:
+        Fault: see `place_pictures` and `response_of`.
+    """
+    (parts,) = place_pictures([[question]], num_pictures)
+    return StoredContent((StoredTurn(parts, *response_of(answer)),))
+
+
+def captioned(question: str, caption: Any, num_pictures: int) -> StoredContent:
+    """A question about pictures, answered by their caption as it stands.
+
+    Raises:
+        Fault: the caption is no text, or empty.
+    """
+    if not required_text(caption, "caption").strip():
+        raise Fault("empty caption")
+    (parts,) = place_pictures([[question]], num_pictures)
+    return StoredContent((StoredTurn(parts, caption.strip()),))
+
+
+def required_text(value: Any, name: str) -> str:
+    """The value itself.
+
+    Raises:
+        Fault: it is no text.
+    """
+    if not isinstance(value, str):
+        raise Fault(f"{name} is {type(value).__name__}, not text" if value is not None else f"no {name}")
+    return value
+
+
+def decoded(content: bytes) -> str:
+    """UTF-8, with a byte order mark or without.
+
+    Raises:
+        Fault: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Fault(f"text is not UTF-8 at byte {error.start}") from None
