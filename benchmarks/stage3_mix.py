@@ -52,17 +52,23 @@ KINDS = {
 }
 
 
+def text_lengths(kind: Kind, count: int, random: np.random.Generator) -> np.ndarray:
+    """Tokens of the texts of `count` samples: float64 [count]."""
+    measured = json.loads(LENGTHS.read_text(encoding="utf-8"))["kinds"]
+    tokens = np.zeros(count)
+    for text in kind.text:
+        quantiles = measured[text]["quantiles"]
+        tokens += np.interp(random.random(count), np.linspace(0, 1, len(quantiles)), quantiles)
+    return tokens
+
+
 def write_stage3_index(path: Path, num_samples: int, seed: int = 0) -> None:
     """Write an index of `num_samples` samples that exist in it alone."""
     random = np.random.default_rng(seed)
-    lengths = json.loads(LENGTHS.read_text(encoding="utf-8"))["kinds"]
     tables = []
     counts = np.diff(np.round(np.cumsum([0, *(kind.share for kind in KINDS.values())]) * num_samples)).astype(int)
     for (name, kind), count in zip(KINDS.items(), counts, strict=True):
-        tokens = np.full(count, FRAME_TOKENS, np.float64)
-        for text in kind.text:
-            quantiles = lengths[text]["quantiles"]
-            tokens += np.interp(random.random(count), np.linspace(0, 1, len(quantiles)), quantiles)
+        tokens = FRAME_TOKENS + text_lengths(kind, count, random)
         num_pictures = count if kind.pictures else 0
         offsets = pa.array(np.arange(count + 1, dtype=np.int32) if num_pictures else np.zeros(count + 1, np.int32))
         shapes = np.array(kind.pictures or ((1, 1),))[random.integers(max(len(kind.pictures), 1), size=num_pictures)]

@@ -25,7 +25,13 @@ IMAGE_TOKEN = 5
 def tiny_config(**overrides: Any) -> RunConfig:
     """A config of the miniature model with short runs; overrides are given as a__b=value."""
     values = {"recipe": "tiny", "run_dir": "unused", "precision": "fp32", "train.steps": 4, "train.global_batch": 4}
-    values |= {"train.micro_batch": 1, "optim.lr": 1e-3, "optim.warmup_steps": 0, "model.language.vocab_size": 128}
+    values |= {
+        "data.num_workers": 0,
+        "train.micro_batch": 1,
+        "optim.lr": 1e-3,
+        "optim.warmup_steps": 0,
+        "model.language.vocab_size": 128,
+    }
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     return load_config("mini/language", overrides=[f"{key}={value}" for key, value in values.items()])
 

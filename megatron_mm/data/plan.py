@@ -37,6 +37,8 @@ BLOCK = 256
 # is. Costs half of it a sample on average.
 MULTIPLE = 8
 _UNBOUNDED = 2**31
+# Of this file's way of choosing: part of the fingerprint.
+ALGORITHM = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,8 @@ class Plan:
     def fingerprint(self, index: Index) -> str:
         """Changes with anything that changes the sequence of global batches."""
         settings = asdict(self._settings)
-        return hashlib.blake2b(f"{index.fingerprint} {sorted(settings.items())}".encode(), digest_size=8).hexdigest()
+        state = f"{ALGORITHM} {index.fingerprint} {sorted(settings.items())}"
+        return hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
 
     def global_batch(self, step: int) -> Units:
         """Units of `step`, counted from 0; which of them a rank gets is told by `share`."""

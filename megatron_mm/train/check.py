@@ -11,6 +11,9 @@ from megatron_mm.data.shards import TOKENIZER, PreparedData
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.weights.hf_config import CONFIG
 
+# Fingerprint of the samples of a run, in its directory.
+DATA_PLAN = "data_plan.txt"
+
 
 def check_inputs(config: RunConfig, num_ranks: int) -> None:
     """Look at layout, data and checkpoint of a run on `num_ranks` ranks.
@@ -31,6 +34,26 @@ def check_inputs(config: RunConfig, num_ranks: int) -> None:
     data = PreparedData(config.data.path)
     if config.init_from is not None:
         _check_tokenizer(config.init_from, data)
+
+
+def check_data_plan(run_dir: Path, fingerprint: str) -> None:
+    """See that a run that goes on meets the samples that it would have met.
+
+    Args:
+        run_dir: of a run with a checkpoint.
+        fingerprint: of the sequence of global batches, see `data.plan`.
+
+    Raises:
+        InputError: the run was begun with another sequence.
+    """
+    file = run_dir / DATA_PLAN
+    begun = file.read_text(encoding="utf-8").strip() if file.is_file() else "none"
+    if begun != fingerprint:
+        raise InputError(
+            f"{run_dir} was begun with other data, or with another blend, seed, global batch, rendering or packing "
+            f"({DATA_PLAN}: {begun}, now {fingerprint}): its steps would meet other samples. Undo the change, or begin "
+            f"another run with init_from={run_dir}"
+        )
 
 
 def _check_tokenizer(init_from: Path, data: PreparedData) -> None:

@@ -14,7 +14,7 @@ from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform, get_platform
 from megatron_mm.telemetry.run import Telemetry
 from megatron_mm.train.assemble import Trainee, build_trainee
-from megatron_mm.train.check import check_inputs
+from megatron_mm.train.check import DATA_PLAN, check_data_plan, check_inputs
 from megatron_mm.train.initial import load_initial
 from megatron_mm.train.step import StepResult, train_step
 
@@ -33,7 +33,9 @@ def train(config: RunConfig) -> None:
         dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         checkpoint = paths.newest(config.run_dir)
-        if checkpoint is None and config.init_from is not None:
+        if checkpoint is not None:
+            check_data_plan(config.run_dir, dataset.fingerprint)
+        elif config.init_from is not None:
             load_initial(config, config.init_from, chunks)
         trainee = build_trainee(config, chunks, groups)
         first_step = 0
@@ -42,6 +44,7 @@ def train(config: RunConfig) -> None:
             trainee.scheduler.step(first_step)
         telemetry = Telemetry(config, writes=state.writes())
         if state.writes():
+            (config.run_dir / DATA_PLAN).write_text(dataset.fingerprint + "\n", encoding="utf-8")
             tokenizer.save(config.run_dir / TOKENIZER)  # what the weights' ids mean goes with them
         telemetry.say(_greeting(config, platform, trainee, first_step))
         feed = Feed(dataset, first_step, config)

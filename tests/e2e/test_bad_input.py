@@ -82,6 +82,17 @@ def test_damaged_data_ends_the_run(digits: Path, tmp_path: Path, arguments: tupl
     _assert_refused(result, "samples were damaged, more than data.max_broken=0.001", "digits-easy.tar at byte")
 
 
+def test_a_run_goes_on_with_its_own_samples_only(digits: Path, tmp_path: Path) -> None:
+    run = [f"data.path={digits}", f"run_dir={tmp_path / 'run'}", "init_from=null", *SHORT, "parallel.tensor=1"]
+    begun = _megatron_mm("train", "mini/stage3", *run, BLEND)
+    assert begun.returncode == 0, begun.stderr
+    others = "data.blend={digits/easy/thinking: 1, digits/hard/thinking: 1}"
+    for change in ([others], [BLEND, "seed=1"], [BLEND, "train.global_batch=8"]):
+        result = _megatron_mm("train", "mini/stage3", *run, *change, "train.steps=4")
+        _assert_refused(result, "was begun with other data, or with another blend, seed, global batch")
+    assert _megatron_mm("train", "mini/stage3", *run, BLEND, "train.steps=4").returncode == 0
+
+
 def test_a_model_directory_that_is_none(digits: Path, tmp_path: Path) -> None:
     result = _megatron_mm("evaluate", str(tmp_path), str(digits), str(tmp_path / "report.json"))
     _assert_refused(result, "config.json is missing")
