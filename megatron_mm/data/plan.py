@@ -36,6 +36,8 @@ BLOCK = 256
 # Lengths are planned as multiples of it, so that context parallelism up to 4, which pads samples, leaves the plan as it
 # is. Costs half of it a sample on average.
 MULTIPLE = 8
+# Rows, and sizes of pictures, that are looked at together: memory stays bounded.
+STRETCH, STRETCH_OF_SIZES = 2**21, 2**17
 _UNBOUNDED = 2**31
 # Of this file's way of choosing: part of the fingerprint.
 ALGORITHM = 1
@@ -154,15 +156,15 @@ class Plan:
                 )
             walk = [(part.first, part.count) for part in matching]
             self._groups.append(_Group(walk, settings.seed, number, patterns[pattern] / total))
-        rows = np.concatenate([group.all_rows() for group in self._groups])
-        self.left_out = rows[~self.sizes.fits[rows]]
-        self.num_samples = len(rows) - len(self.left_out)
+        self.left_out = np.concatenate([group.rows_where(~self.sizes.fits) for group in self._groups])
+        num_rows = sum(group.num_rows for group in self._groups)
+        self.num_samples = num_rows - len(self.left_out)
         if not self.num_samples:
             raise InputError(
-                f"none of the {len(rows)} samples of {index.path.parent} has at most data.max_sequence_tokens="
+                f"none of the {num_rows} samples of {index.path.parent} has at most data.max_sequence_tokens="
                 f"{settings.max_tokens} tokens and data.max_pack_tiles={settings.max_tiles} tiles"
             )
-        self._window_rows = min(WINDOW, len(rows))
+        self._window_rows = min(WINDOW, num_rows)
         # The number of units up to the end of each window that was looked at.
         self._ends: list[int] = []
         self._units_of = lru_cache(maxsize=3)(self._make_units)
@@ -276,9 +278,9 @@ class _Group:
         self._lengths = ends - self._firsts
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def all_rows(self) -> np.ndarray:
-        """Every row once."""
-        return np.concatenate([np.arange(first, first + count, dtype=np.int32) for first, count in self._ranges])
+    def rows_where(self, chosen: np.ndarray) -> np.ndarray:
+        """Rows of the group for which `chosen`, bool [all rows], is true."""
+        return np.concatenate([first + np.flatnonzero(chosen[first : first + count]) for first, count in self._ranges])
 
     def rows(self, first: int, end: int) -> np.ndarray:
         """Rows of the places [first, end) of the walk: int64 [end - first]."""
@@ -325,26 +327,41 @@ def plan_of_run(index: Index, config: RunConfig, split: str = "train") -> Plan:
 
 def sample_sizes(index: Index, settings: PlanSettings) -> Sizes:
     """Tokens and tiles of every row: a function of its texts' tokens and its pictures' sizes."""
-    rules = settings.rules
-    cuts = cut(index.picture_sizes[:, 0], index.picture_sizes[:, 1], rules)
-    starts = index.picture_starts
-    counts = np.diff(starts)
-
-    def per_row(of_size: np.ndarray) -> np.ndarray:
-        sums = np.concatenate([[0], np.cumsum(of_size.astype(np.int32)[index.picture_size], dtype=np.int64)])
-        return (sums[starts[1:]] - sums[starts[:-1]]).astype(np.int32)
-
-    features, tiles = per_row(cuts.num_features(rules)), per_row(cuts.num_tiles)
-    if rules.multi_image == "square":
-        several = counts > 1
-        features[several] = (counts * (rules.patches_per_side**2 + 1))[several]
-        tiles[several] = counts[several]
+    features_of, tiles_of = _sizes_of_pictures(index, settings.rules)
     texts = index.cold_start_tokens if settings.rendering.wraps_answer else index.text_tokens
-    tokens = texts + features - 1
+    tokens, tiles = (np.empty(len(index), np.int32) for _ in range(2))
+    for first in range(0, len(index), STRETCH):
+        rows = slice(first, min(first + STRETCH, len(index)))
+        starts = index.picture_starts[first : rows.stop + 1].astype(np.int64)
+        pictures = index.picture_size[starts[0] : starts[-1]]
+        features, tiles[rows] = (_sums(of_size[pictures], starts - starts[0]) for of_size in (features_of, tiles_of))
+        if settings.rules.multi_image == "square":
+            counts = np.diff(starts)
+            several = counts > 1
+            features[several] = counts[several] * (settings.rules.patches_per_side**2 + 1)
+            tiles[rows][several] = counts[several]
+        tokens[rows] = texts[rows] + features - 1
     fits = (texts > 0) & (tokens <= settings.max_tokens // settings.multiple * settings.multiple)
     if settings.max_tiles is not None:
         fits &= tiles <= settings.max_tiles
     return Sizes(tokens, tiles, fits)
+
+
+def _sizes_of_pictures(index: Index, rules: TileRules) -> tuple[np.ndarray, np.ndarray]:
+    """Features and tiles of a picture of each size: two of int32 [sizes]."""
+    sizes = index.picture_sizes
+    features, tiles = (np.empty(len(sizes), np.int32) for _ in range(2))
+    for first in range(0, len(sizes), STRETCH_OF_SIZES):
+        some = slice(first, first + STRETCH_OF_SIZES)
+        cuts = cut(sizes[some, 0], sizes[some, 1], rules)
+        features[some], tiles[some] = cuts.num_features(rules), cuts.num_tiles
+    return features, tiles
+
+
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums of `values` between each two of `starts`, which may be equal."""
+    sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    return sums[starts[1:]] - sums[starts[:-1]]
 
 
 def balanced(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
