@@ -155,6 +155,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.shard)
 
+    def __reduce__(self) -> tuple[type["Index"], tuple[Path]]:
+        """Another process maps the file itself."""
+        return Index, (self.path,)
+
     def digest(self, row: int) -> bytes:
         """Of a row."""
         return self.digests[row].as_py()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import sample_multiple, sequence_multiple
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.decode import DaliDecoder, decode_with_pillow
-from megatron_mm.data.plan import Units, plan_of_run
+from megatron_mm.data.plan import Units, plan_of_run, remembered
 from megatron_mm.data.reader import BrokenSample, SampleReader
 from megatron_mm.data.shards import PreparedData
 
@@ -168,7 +168,7 @@ class MicroBatches(Dataset[Batch]):
         self._data = PreparedData(config.data.path)
         self.plan = plan_of_run(self._data.index, config)
         self._pad = tokenizer.control(PAD)
-        self._step = lru_cache(maxsize=2)(self._make_step)
+        self._steps: dict[int, tuple[Units, list[int]]] = {}
         self.num_steps = config.train.steps
         self.per_step = config.train.global_batch // num_ranks // config.train.micro_batch
 
@@ -182,7 +182,7 @@ class MicroBatches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         step, place = divmod(number, self.per_step)
-        units, mine = self._step(step)
+        units, mine = self.find(step)
         size = self._config.train.micro_batch
         rows = np.concatenate([units[unit] for unit in mine[place * size : (place + 1) * size]])
         read = [self._sample(int(row)) for row in rows]
@@ -198,6 +198,10 @@ class MicroBatches(Dataset[Batch]):
     def step(self, step: int) -> list[Batch]:
         """Micro-batches of a step, counted from 0."""
         return [self[number] for number in range(step * self.per_step, (step + 1) * self.per_step)]
+
+    def find(self, step: int) -> tuple[Units, list[int]]:
+        """The units of a step, and numbers of this rank's."""
+        return remembered(self._steps, step, 2, self._make_step)
 
     def _make_step(self, step: int) -> tuple[Units, list[int]]:
         units = self.plan.global_batch(step)
@@ -293,6 +297,8 @@ class Feed:
 
     def _start(self, numbers: range) -> Iterator[Batch | InputError]:
         workers = self._data.num_workers
+        # Once here, and not in each worker.
+        self._dataset.find(numbers[0] // self._dataset.per_step)
         before = signal.getsignal(signal.SIGCHLD) if _in_main_thread() else None
         source = iter(
             DataLoader(

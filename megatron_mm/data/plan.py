@@ -14,10 +14,10 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.index import Index
 from megatron_mm.data.packing import best_fit
 
+T = TypeVar("T")
 WINDOW = 65536
 # Rows that lie behind each other in a shard and are met behind each other before they are mixed.
 BLOCK = 256
@@ -167,7 +168,7 @@ class Plan:
         self._window_rows = min(WINDOW, num_rows)
         # The number of units up to the end of each window that was looked at.
         self._ends: list[int] = []
-        self._units_of = lru_cache(maxsize=3)(self._make_units)
+        self._made: dict[int, Units] = {}
 
     def fingerprint(self, index: Index) -> str:
         """Changes with anything that changes the sequence of global batches."""
@@ -182,7 +183,7 @@ class Plan:
         rows: list[np.ndarray] = []
         while len(rows) < size:
             window, place = self._find(first + len(rows))
-            units = self._units_of(window)
+            units = self.units(window)
             rows += [units[unit] for unit in range(place, min(place + size - len(rows), len(units)))]
         return _joined(rows)
 
@@ -198,11 +199,11 @@ class Plan:
 
     def units(self, window: int) -> Units:
         """Units of a window."""
-        return self._units_of(window)
+        return remembered(self._made, window, 3, self._make_units)
 
     def num_units(self, window: int) -> int:
         """How many units a window has."""
-        return len(self._units_of(window))
+        return len(self.units(window))
 
     def epoch_windows(self) -> int:
         """Windows of one epoch, where there are no weights; otherwise as many as hold the number of its samples."""
@@ -276,7 +277,7 @@ class _Group:
         self._firsts = np.concatenate(firsts)
         ends = np.concatenate([np.minimum(first + BLOCK, sum(at)) for first, at in zip(firsts, ranges, strict=True)])
         self._lengths = ends - self._firsts
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def rows_where(self, chosen: np.ndarray) -> np.ndarray:
         """Rows of the group for which `chosen`, bool [all rows], is true."""
@@ -291,7 +292,7 @@ class _Group:
         return np.concatenate(taken)
 
     def _within(self, epoch: int, first: int, end: int) -> np.ndarray:
-        order, ends = self._epoch(epoch)
+        order, ends = remembered(self._epochs, epoch, 2, self._make_epoch)
         begin, last = np.searchsorted(ends, [first, end - 1], side="right")
         blocks = order[begin : last + 1]
         lengths = self._lengths[blocks]
@@ -381,6 +382,16 @@ def balanced(costs: np.ndarray, num_ranks: int) -> list[list[int]]:
             shares[rank].append(unit)
             sums[rank] += costs[unit]
     return shares
+
+
+def remembered(made: dict[int, T], key: int, size: int, make: Callable[[int], T]) -> T:
+    """The value of a key, made where it is not among the latest `size`. Unlike functools' cache it can be pickled."""
+    if key not in made:
+        value = make(key)
+        while len(made) >= size:
+            del made[next(iter(made))]
+        made[key] = value
+    return made[key]
 
 
 def _joined(rows: list[np.ndarray]) -> Units:

@@ -1,6 +1,7 @@
 """Micro-batches: labels, masks, where features go, and the same samples for any number of ranks."""
 
 import itertools
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from megatron_mm.data.index import INDEX
 from megatron_mm.data.loader import Form, MicroBatches, collate
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.data.sources.base import RawSample
-from tests.datasets import turn, write_dataset
+from tests.datasets import encoded, turn, write_dataset
 from tests.tiny import random_picture, tiny_config
 
 BLEND = "{digits/easy/thinking: 1, digits/hard/non_thinking: 1, digits/caption/non_thinking: 2}"
@@ -148,3 +149,35 @@ def test_an_index_that_counts_other_tokens_is_refused(tmp_path: Path, tokenizer:
 def test_too_small_a_vocabulary_is_named(digits: Path, tokenizer: ChatTokenizer) -> None:
     with pytest.raises(InputError, match=r"more than model\.language\.vocab_size=128"):
         _dataset(digits, tokenizer, 0, 1, model__language__vocab_size=128)
+
+
+@pytest.mark.parametrize("multi_image", ["anyres", "square"])
+@pytest.mark.parametrize("packed", ["false", "true"])
+def test_the_plan_counts_the_tokens_and_tiles_that_are_read(
+    tmp_path: Path, tokenizer: ChatTokenizer, multi_image: str, packed: str
+) -> None:
+    random = np.random.default_rng(0)
+    samples = []
+    for number in range(24):
+        shapes = [tuple(random.integers(5, 90, 2).tolist()) for _ in range(number % 4)]
+        pictures = tuple(encoded(random_picture((width, height), random)) for width, height in shapes)
+        samples.append(RawSample(str(number), turn("What?", "x" * number or "x", None, number % 4), pictures))
+    write_dataset(tmp_path / "data", tokenizer, {"a": samples})
+    overrides = {"model__tile_grids": "[[1, 1], [1, 2], [2, 1], [2, 2]]", "model__multi_image": multi_image}
+    overrides |= {"data__packed": packed, "train__global_batch": 1, "train__micro_batch": 1, "model__max_tiles": 2}
+    config_overrides = {"data__blend": "{}", "data__max_sequence_tokens": 512, **overrides}
+    dataset = _dataset(tmp_path / "data", tokenizer, 0, 1, **config_overrides)
+    for step in range(dataset.plan.num_units(0)):
+        (batch,), units = dataset.step(step), dataset.plan.global_batch(step)
+        assert batch.num_tokens == dataset.plan.sizes.tokens[units.rows].sum()
+        tiles = 0 if batch.tiles is None else len(batch.tiles)
+        assert tiles == dataset.plan.sizes.tiles[units.rows].sum()
+
+
+def test_a_dataset_can_be_sent_to_another_process(digits: Path, tokenizer: ChatTokenizer) -> None:
+    """As loader workers that are not forked get it."""
+    dataset = _dataset(digits, tokenizer, 1, 2)
+    dataset.find(0)
+    sent = pickle.loads(pickle.dumps(dataset))  # noqa: S301 (our own)
+    for number in range(5):
+        assert torch.equal(sent[number].ids, dataset[number].ids)

@@ -84,7 +84,7 @@ def test_without_weights_epochs_end_where_windows_do(
     assert windows == 5
     orders = []
     for epoch in range(2):
-        units = [plan._units_of(window) for window in range(epoch * windows, (epoch + 1) * windows)]
+        units = [plan.units(window) for window in range(epoch * windows, (epoch + 1) * windows)]
         rows = np.concatenate([some.rows for some in units])
         assert sorted(rows.tolist()) == list(range(len(varied)))
         orders.append(rows.tolist())
@@ -104,7 +104,7 @@ def test_packs_keep_their_budgets_and_are_nearly_full(tmp_path: Path) -> None:
     index = synthetic_index(tmp_path, {"v/thinking": stage_like_lengths(4000, 200)}, num_pictures=1)
     plan = _plan(index, data__blend="{}", data__max_pack_tiles=40, **PACKED)
     for window in range(plan.epoch_windows()):
-        units = plan._units_of(window)
+        units = plan.units(window)
         lengths = -(-plan.sizes.tokens[units.rows] // 8) * 8
         assert units.totals(lengths).max() <= 256
         assert units.totals(plan.sizes.tiles[units.rows]).max() <= 40
