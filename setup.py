@@ -21,6 +21,10 @@ BASE = [
     "pillow>=10",
     # The columnar index of prepared data.
     "pyarrow>=17",
+    # The packing of samples, a loop over each of millions; vLLM brings it as well.
+    "numba>=0.60",
+    # Data sets behind a URL.
+    "fsspec>=2024.6",
     "rich>=13",
     "tensorboard>=2.16",
     "wandb>=0.18",
@@ -37,6 +41,8 @@ EXTRAS = {
         # Only read when data.decoder is dali.
         "nvidia-dali-cuda130==2.4.0",
     ],
+    # data.path=s3://...; other stores have packages of their own, such as gcsfs.
+    "s3": ["s3fs>=2024.6"],
     # Real pictures for the miniature recipes: 1,797 handwritten digits that ship inside the package.
     "mini": ["scikit-learn>=1.5"],
     "dev": [

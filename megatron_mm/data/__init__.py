@@ -1,7 +1,20 @@
-"""Prepared data sets: written once, planned as a pure function of (index, blend, seed, step), read by offset.
+"""Prepared data sets: written once, planned as a pure function of (index, blend, seed, step), read ahead by workers.
 
-shards.py      tar shards + columnar index: writing and reading
+sources/       readers of what people have: JSON, parquet, tar, folders, documents, texts
+prepare.py     sources -> shards + index, in parallel, restartable
+records.py     a sample as it is stored
+shards.py      tar shards: writing and reading
+index.py       the columnar index
+storage.py     a directory, or what fsspec opens
 digits.py      the miniature data set, on scikit-learn's handwritten digits
-plan.py        which samples make up which global batch
-loader.py      plan -> batches of tensors for one data-parallel rank
+
+plan.py        which samples make up which global batch, and which rank gets which
+packing.py     best-fit decreasing
+reader.py      row -> sample ready for training
+decode.py      encoded pictures -> pixels
+loader.py      plan -> micro-batches of one data-parallel rank, by loader processes
+
+summary.py     what a data set holds
+inspect.py     samples as the model sees them, in the terminal
+page.py        the same as a page
 """

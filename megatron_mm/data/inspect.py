@@ -31,6 +31,7 @@ from megatron_mm.data.summary import Histogram, Summary, Table, open_plan, summa
 
 TRAINED_START, TRAINED_END = "⟦", "⟧"
 BAR_WIDTH = 40
+FILE_WIDTH = 200
 # Characters that would steer the terminal, turn the direction of a line, or cannot be written as UTF-8.
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PICTURES_OF_CONTROL = 0x2400
@@ -135,7 +136,7 @@ def inspect_data(
         InputError: no such data, split, part or row; a number of samples below 0; the page cannot be written; see
             `view_of`.
     """
-    console = console or Console()
+    console = console or _console()
     if html is not None:
         check_page(html)
     data, plan = open_plan(config, split)
@@ -154,6 +155,12 @@ def inspect_data(
         title = visible(f"{data.path}, {split}")
         write_page(html, title, tables, histograms, [_page_sample(view, reader.tokenizer) for view in views])
     return summary
+
+
+def _console() -> Console:
+    """Standard output; wide where it is no terminal, so that no name in a table is cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
 def choose_rows(index: Index, plan: Plan, split: str, num_samples: int, part: str | None) -> list[int]:

@@ -84,7 +84,7 @@ class RemoteStorage:
         url = f"{self.name}/{file}"
         for attempt in range(ATTEMPTS):
             try:
-                return self._opened().cat_file(url, offset, offset + num_bytes)
+                return self._opened().cat_file(url, start=offset, end=offset + num_bytes)
             except FileNotFoundError:
                 raise InputError(f"shard {url} does not exist; prepare the data again") from None
             except OSError as error:
