@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from megatron_mm.config.schema import LanguageConfig, ModelConfig
+from megatron_mm.config.schema import LanguageConfig, ModelConfig, VisionConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,8 @@ def training_flops(model: ModelConfig, trained: Collection[str]) -> Flops:
     attention_passes = 3 if "language" in trained or before_language else 1
     attention_width = language.num_heads * language.head_dim
     patches = vision.patches_per_tile
-    vision_layer = (
-        2 * patches * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.ffn_hidden_size)
-        + 4 * patches**2 * vision.hidden_size
-    )
-    projector = 2 * patches * (vision.hidden_size + language.hidden_size) * language.hidden_size
+    vision_layer = 2 * patches * vision_layer_weights(vision) + 4 * patches**2 * vision.hidden_size
+    projector = 2 * patches * projector_weights(model)
     return Flops(
         token=2.0 * language_passes * language.num_layers * language_layer_weights(language),
         squared_token=2.0 * attention_passes * language.num_layers * attention_width,
@@ -52,6 +49,16 @@ def training_flops(model: ModelConfig, trained: Collection[str]) -> Flops:
             + projector * (1 + projector_learns + vision_learns)
         ),
     )
+
+
+def vision_layer_weights(vision: VisionConfig) -> int:
+    """Entries of the matrices of one ViT layer."""
+    return 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.ffn_hidden_size
+
+
+def projector_weights(model: ModelConfig) -> int:
+    """Entries of the projector's matrices."""
+    return (model.vision.hidden_size + model.language.hidden_size) * model.language.hidden_size
 
 
 def language_layer_weights(language: LanguageConfig) -> int:

@@ -3,6 +3,7 @@
 import math
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.flops import language_layer_weights, projector_weights, vision_layer_weights
 from megatron_mm.config.schema import ModelConfig, ParallelConfig, RunConfig
 
 
@@ -51,12 +52,8 @@ def vision_as_layers(model: ModelConfig) -> int:
     A tile gives the ViT and the language model the same number of tokens to within the row ends, so the matrices'
     sizes compare the work.
     """
-    vision, language = model.vision, model.language
-    vision_layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.ffn_hidden_size
-    projector = (vision.hidden_size + language.hidden_size) * language.hidden_size
-    attention = 2 * (language.num_heads + language.num_kv_heads) * language.head_dim
-    language_layer = language.hidden_size * (attention + 3 * language.ffn_hidden_size)
-    return round((vision.used_layers * vision_layer + projector) / language_layer)
+    vision = model.vision.used_layers * vision_layer_weights(model.vision) + projector_weights(model)
+    return round(vision / language_layer_weights(model.language))
 
 
 def sample_multiple(config: RunConfig) -> int:

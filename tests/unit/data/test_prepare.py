@@ -226,11 +226,9 @@ def test_faults_of_the_file_are_reported_together(sources: Path) -> None:
     assert "samples_per_shard: input should be greater than 0 (seen: 0)" in str(error.value)
     assert "max_rejectd: unknown key; the nearest valid one is max_rejected" in str(error.value)
     tree = yaml.safe_load(sources.read_text())
-    tree["sources"][1] |= {"name": "talk", "formt": "text"}
+    tree["sources"][1] |= {"name": "talk", "form": "text"}
     sources.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    with pytest.raises(
-        InputError, match=r"sources\.1\.formt: unknown key; the nearest valid one is sources\.1\.format"
-    ):
+    with pytest.raises(InputError, match=r"sources\.1\.form: unknown key; the nearest valid one is sources\.1\.format"):
         load_prepare(sources)
 
 
