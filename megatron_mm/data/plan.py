@@ -28,7 +28,6 @@ from megatron_mm.config.flops import Flops, training_flops
 from megatron_mm.config.layout import sample_multiple
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.index import Index
-from megatron_mm.data.packing import best_fit
 
 T = TypeVar("T")
 WINDOW = 65536
@@ -250,6 +249,10 @@ class Plan:
         settings = self._settings
         if not settings.packed:
             return np.arange(len(rows)), len(rows)
+        # Numba takes a second to import, and vLLM 0.32's CPU build cannot start an engine in a process that has it: it
+        # looks through all modules for kernels, and trips over llvmlite's library object.
+        from megatron_mm.data.packing import best_fit
+
         lengths = -(-self.sizes.tokens[rows].astype(np.int64) // settings.multiple)
         tiles = self.sizes.tiles[rows].astype(np.int64)
         max_tiles = _UNBOUNDED if settings.max_tiles is None else settings.max_tiles

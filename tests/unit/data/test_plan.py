@@ -1,5 +1,7 @@
 """The plan is a pure function of its inputs, holds its weights, sees every sample once an epoch, packs and balances."""
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -82,13 +84,16 @@ def test_without_weights_epochs_end_where_windows_do(
     plan = _plan(varied, data__blend="{}", **packed)
     windows = plan.epoch_windows()
     assert windows == 5
-    orders = []
+    orders, firsts = [], []
     for epoch in range(2):
+        firsts.append(set(plan.units(epoch * windows).rows.tolist()))
         units = [plan.units(window) for window in range(epoch * windows, (epoch + 1) * windows)]
         rows = np.concatenate([some.rows for some in units])
         assert sorted(rows.tolist()) == list(range(len(varied)))
         orders.append(rows.tolist())
     assert orders[0] != orders[1]
+    # Another epoch's first window has other samples, not only another order.
+    assert len(firsts[0] & firsts[1]) < 0.8 * len(firsts[0])
     # The steps take all units of all windows in their order.
     size, total = 64, sum(plan.num_units(window) for window in range(windows))
     stepped = [row for step in range(total // size) for row in _rows(plan, step)]
@@ -178,6 +183,12 @@ def test_samples_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> Non
         plan_of_run(index, tiny_config(train__global_batch=4, **config | {"data__max_sequence_tokens": 256}))
     with pytest.raises(InputError, match="none of the 100 samples"):
         _plan(index, **config | {"data__rendering": "cold_start"})
+
+
+def test_numba_is_imported_for_packing_alone() -> None:
+    """vLLM's engine cannot be started beside it."""
+    code = "import sys, megatron_mm.data.loader, megatron_mm.evaluate.heldout; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_an_unknown_part_is_named(index: Index) -> None:
