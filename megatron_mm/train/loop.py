@@ -47,6 +47,10 @@ def train(config: RunConfig) -> None:
             (config.run_dir / DATA_PLAN).write_text(dataset.fingerprint + "\n", encoding="utf-8")
             tokenizer.save(config.run_dir / TOKENIZER)  # what the weights' ids mean goes with them
         telemetry.say(_greeting(config, platform, trainee, first_step))
+        plan = dataset.plan
+        telemetry.say(
+            f"data: {plan.num_samples:,} samples an epoch; {len(plan.left_out):,} do not fit and are left out"
+        )
         feed = Feed(dataset, first_step, config)
         _steps(config, trainee, feed, first_step, platform, telemetry)
         telemetry.close()
