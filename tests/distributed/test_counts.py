@@ -56,6 +56,7 @@ def _train_with_a_feature_too_few(digits: Path, run_dir: Path) -> tuple[int, str
     loader.feature_order = lambda grid: whole(grid)[:-1]
     overrides = ["data.blend={digits/easy/thinking: 1}", "train.steps=1", "train.global_batch=2", "train.micro_batch=2"]
     overrides += ["optim.warmup_steps=0", "init_from=null", f"data.path={digits}", f"run_dir={run_dir}"]
+    overrides += ["data.num_workers=0"]  # a worker may not share the planted fault
     with redirect_stderr(StringIO()) as stderr:
         code = main(["train", "mini/stage3", *overrides])
     return code, stderr.getvalue()
