@@ -87,9 +87,8 @@ def test_a_run_goes_on_with_its_own_samples_only(digits: Path, tmp_path: Path) -
     begun = _megatron_mm("train", "mini/stage3", *run, BLEND)
     assert begun.returncode == 0, begun.stderr
     others = "data.blend={digits/easy/thinking: 1, digits/hard/thinking: 1}"
-    for change in ([others], [BLEND, "seed=1"], [BLEND, "train.global_batch=8"]):
-        result = _megatron_mm("train", "mini/stage3", *run, *change, "train.steps=4")
-        _assert_refused(result, "was begun with other data, or with another blend, seed, global batch")
+    result = _megatron_mm("train", "mini/stage3", *run, others, "train.steps=4")
+    _assert_refused(result, "was begun with other data, or with another blend, seed, global batch")
     assert _megatron_mm("train", "mini/stage3", *run, BLEND, "train.steps=4").returncode == 0
 
 
