@@ -135,9 +135,10 @@ def test_above_the_share_of_rejects_nothing_is_written_and_raising_it_goes_on(so
     assert (tmp_path / "out" / shard.name).stat().st_mtime_ns == written
 
 
-def test_a_full_disk_is_named_and_the_rest_follows(sources: Path, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_a_full_disk_is_named_and_the_rest_follows(sources: Path, tmp_path: Path) -> None:
     work, config = tmp_path / "out.partial", _config(sources)
-    prepare_module._begin(work, prepare_module._request(config), tokenizer)
+    own = ChatTokenizer(config.tokenizer, add_image=True)
+    prepare_module._begin(work, prepare_module._request(config), own)
     full = work / "000-talk-00003.tar.partial"
     full.symlink_to("/dev/full")
     for workers in (0, 2):
