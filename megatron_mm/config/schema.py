@@ -274,6 +274,10 @@ class TrainConfig(Section):
         description="activations recomputed in the backward pass: those of attention, or of whole layers",
     )
     log_every: int = Field(default=10, gt=0)
+    validate_every: int | None = Field(
+        default=None, gt=0, description="steps between losses on the held-out split; left out, there are none"
+    )
+    validate_batches: int = Field(default=8, gt=0, description="global batches of it that are looked at")
 
 
 class ModuleRate(Section):
@@ -294,8 +298,13 @@ class OptimConfig(Section):
     distributed: bool = Field(
         default=True, description="share the optimizer's state out over data- and context-parallel ranks"
     )
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = Field(
+        default="cosine",
+        description="what follows the linear warm-up: a half cosine to min_lr, lr for ever, or lr until the last "
+        "decay_steps and a straight line to min_lr (warm-up, stable, decay)",
+    )
     warmup_steps: int = Field(default=0, ge=0)
+    decay_steps: int | None = Field(default=None, gt=0, description="of wsd: steps at the end in which the rate falls")
     # The papers name neither betas, decay nor clipping: these four are our defaults (recipes: R-4B 1.4).
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -304,9 +313,35 @@ class OptimConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save, besides the end of the run."""
+    """When to save, besides the end of the run, and what to keep."""
 
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    asynchronous: bool = Field(default=True, description="write in the background while training goes on")
+    keep_last: int = Field(default=2, gt=0, description="newest checkpoints that are kept")
+    keep_every: int | None = Field(
+        default=None, gt=0, description="checkpoints of multiples of so many steps are kept for ever as well"
+    )
+    verify: bool = Field(default=True, description="compare all files with their checksums before resuming")
+    export_every: int | None = Field(
+        default=None, gt=0, description="steps between exports in R-4B's Hugging Face format to RUN/exports"
+    )
+
+
+class GuardConfig(Section):
+    """What a run does about steps that went wrong, and about ranks that went silent."""
+
+    spike_sigma: float = Field(
+        default=6.0,
+        ge=0,
+        description="a loss or gradient norm so many standard deviations above the mean of the last spike_window steps "
+        "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped",
+    )
+    spike_window: int = Field(default=128, gt=1, description="updates remembered; spikes are told from half of it on")
+    max_skips: int = Field(default=5, gt=0, description="skipped updates in a row after which the run rolls back")
+    max_rollbacks: int = Field(default=3, ge=0, description="roll-backs to the last checkpoint before the run ends")
+    hang_seconds: float = Field(
+        default=900, gt=0, description="without any progress after which all ranks end, saying which one hangs where"
+    )
 
 
 class TelemetryConfig(Section):
@@ -315,6 +350,9 @@ class TelemetryConfig(Section):
     tensorboard: bool = True
     wandb: Literal["off", "online", "offline"] = "off"
     wandb_project: str = "megatron_mm"
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="of one rank, for the utilisation; left out, those of known GPUs (dense bf16)"
+    )
 
 
 class RunConfig(Section):
@@ -336,6 +374,7 @@ class RunConfig(Section):
     train: TrainConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
@@ -343,6 +382,20 @@ class RunConfig(Section):
         faults = []
         if self.optim.warmup_steps >= self.train.steps:
             faults.append(f"optim.warmup_steps={self.optim.warmup_steps} leaves none of train.steps={self.train.steps}")
+        optim = self.optim
+        if (optim.schedule == "wsd") != (optim.decay_steps is not None):
+            faults.append(
+                f"optim.decay_steps={optim.decay_steps} with optim.schedule={optim.schedule}: wsd needs it, no other "
+                "schedule has it"
+            )
+        elif optim.decay_steps is not None and optim.warmup_steps + optim.decay_steps > self.train.steps:
+            faults.append(
+                f"optim.warmup_steps={optim.warmup_steps} + optim.decay_steps={optim.decay_steps} is more than "
+                f"train.steps={self.train.steps}"
+            )
+        for module, rate in optim.modules.items():
+            if rate.min_lr is not None and rate.min_lr > rate.lr:
+                faults.append(f"optim.modules.{module}.min_lr={rate.min_lr} is above its lr={rate.lr}")
         if self.fp8.recipe != "none" and self.precision != "bf16":
             faults.append(f"fp8.recipe={self.fp8.recipe} needs precision=bf16, not {self.precision}")
         if self.optim.min_lr > self.optim.lr:
