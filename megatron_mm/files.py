@@ -1,7 +1,10 @@
-"""Directories that appear under their name only when they are whole."""
+"""Directories that appear under their name only when they are whole, and directories that one run has for itself."""
 
+import errno
+import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,3 +40,34 @@ def appearing_whole(directory: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial, directory)
+
+
+@contextmanager
+def in_use(directory: Path) -> Iterator[None]:
+    """Have a directory for oneself, making it where it is missing; a process that is killed gives it free.
+
+    Raises:
+        InputError: it cannot be written, or another process has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{directory} cannot be written: {error.strerror}; choose another directory") from None
+    with lock:
+        try:
+            # A lock of the process: children that outlive it, such as loader workers, do not have it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise InputError(
+                    f"{directory} cannot be locked: {error.strerror}; choose a file system with locks"
+                ) from None
+            lock.seek(0)
+            raise InputError(
+                f"{directory} is in use by {lock.read().strip()}; end that run, or choose another directory"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield

@@ -26,6 +26,8 @@ from megatron_mm.weights.tables import model_table
 from tests.tiny import random_picture, tiny_config
 
 STEPS = 3
+# Samples belong to them in turn.
+NUM_PARTS = 3
 # fp32 with sums in other orders.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4, 1e-4
 # The gradient of a key's bias is zero: it adds the same to all scores of a query, which softmax does not see. What is
@@ -51,12 +53,14 @@ class Outcome:
 
     Attributes:
         losses: of each step, before its update.
+        parts: sum of the loss and trained tokens of each part of the data, of each step.
         grads: after the first step's backward, of the mean loss, by Hugging Face name.
         weights: after all steps, by Hugging Face name.
         num_trained: trained parameters of each module over the whole model.
     """
 
     losses: list[float]
+    parts: list[list[list[float]]]
     grads: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
     num_trained: dict[str, int]
@@ -152,9 +156,11 @@ def samples_of_step(config: RunConfig, tokenizer: ChatTokenizer, step: int) -> l
 def micro_batches(config: RunConfig, samples: list[Sample], tokenizer: ChatTokenizer) -> list[Batch]:
     """This rank's micro-batches of a step's samples."""
     size, patches = config.train.micro_batch, config.model.vision.patches_per_tile
-    micro = [samples[start : start + size] for start in range(0, len(samples), size)]
+    parts = [number % NUM_PARTS for number in range(len(samples))]
+    micro = [slice(start, start + size) for start in range(0, len(samples), size)]
     mine = micro[state.data_rank() :: state.data_ranks()]
-    return [collate(part, tokenizer.control(PAD), patches, Form.of_run(config)) for part in mine]
+    pad, form = tokenizer.control(PAD), Form.of_run(config)
+    return [collate(samples[rows], pad, patches, form, parts[rows]) for rows in mine]
 
 
 def outcomes(
@@ -174,14 +180,16 @@ def outcomes(
                 chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
                 from_hf(chunks, model_table(config.model), tensors)
                 trainee = build_trainee(config, chunks, groups)
-                grads, losses = {}, []
+                grads, losses, parts = {}, [], []
                 for step in range(STEPS):
                     batches = micro_batches(config, samples_of(config, tokenizer, step), tokenizer)
                     if step == 0:
-                        forward_backward(trainee, batches, platform.device())
+                        forward_backward(trainee, batches, platform.device(), NUM_PARTS)
                         grads = gradients(config, trainee)
-                    losses.append(train_step(trainee, batches, platform.device()).loss)
-                found.append(Outcome(losses, grads, weights(config, trainee), trainee.num_trained))
+                    result = train_step(trainee, batches, platform.device(), NUM_PARTS)
+                    losses.append(result.loss)
+                    parts.append(result.parts.tolist())
+                found.append(Outcome(losses, parts, grads, weights(config, trainee), trainee.num_trained))
     return found
 
 

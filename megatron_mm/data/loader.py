@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -41,7 +41,9 @@ class Batch:
         tiles: uint8 [T, h, w, 3], or None without pictures.
         order: int64 [N], which feature each placeholder takes, see models/fusion.py.
         downscales: of the pictures that have one, in order.
+        parts: int64 [samples], the part of the data that each sample belongs to, see `MicroBatches.parts`.
         num_tokens: tokens of the samples without padding.
+        squared_tokens: sum of the squares of the samples' lengths, which attention grows with.
         num_samples: samples, the damaged ones included.
         broken: why each damaged sample was left out; an empty one stands in its place.
     """
@@ -53,7 +55,9 @@ class Batch:
     tiles: Tensor | None
     order: Tensor
     downscales: tuple[Downscale, ...]
+    parts: Tensor
     num_tokens: int
+    squared_tokens: int
     num_samples: int
     broken: tuple[str, ...] = ()
 
@@ -78,7 +82,13 @@ class Form:
         return cls(config.data.packed, sample_multiple(config), sequence_multiple(config))
 
 
-def collate(samples: list[Sample], pad: int, patches_per_tile: int, form: Form = Form()) -> Batch:  # noqa: B008
+def collate(
+    samples: list[Sample],
+    pad: int,
+    patches_per_tile: int,
+    form: Form = Form(),  # noqa: B008
+    parts: Sequence[int] | None = None,
+) -> Batch:
     """Make a micro-batch.
 
     Args:
@@ -86,6 +96,7 @@ def collate(samples: list[Sample], pad: int, patches_per_tile: int, form: Form =
         pad: id that fills up.
         patches_per_tile: P.
         form: packed or padded.
+        parts: of the data that the samples belong to; left out, all to the first.
     """
     lengths = [len(sample.ids) - 1 for sample in samples]
     if form.packed:
@@ -113,7 +124,9 @@ def collate(samples: list[Sample], pad: int, patches_per_tile: int, form: Form =
         torch.from_numpy(tiles) if len(tiles) else None,
         order,
         downscales,
+        torch.tensor(parts if parts is not None else [0] * len(samples)),
         sum(lengths),
+        sum(length**2 for length in lengths),
         len(samples),
     )
 
@@ -147,15 +160,15 @@ class MicroBatches(Dataset[Batch]):
 
     Attributes:
         plan: which samples they hold.
+        parts: names of the parts of the data, which batches have by number.
         per_step: how many make up a step.
-        num_steps: of the run.
 
     Raises:
         InputError: there is no such data; data.blend names a part that is not there; too many samples do not fit; the
             tokenizer is larger than the model's vocabulary. On reading: the index says something else of a sample.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, rank: int, num_ranks: int):
+    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, rank: int, num_ranks: int, split: str = "train"):
         assert config.data.path is not None
         if len(tokenizer) > config.model.language.vocab_size:
             raise InputError(
@@ -166,10 +179,10 @@ class MicroBatches(Dataset[Batch]):
         self._tokenizer = tokenizer
         self._rank, self._num_ranks = rank, num_ranks
         self._data = PreparedData(config.data.path)
-        self.plan = plan_of_run(self._data.index, config)
+        self.plan = plan_of_run(self._data.index, config, split)
+        self.parts = sorted({part.part for part in self._data.index.parts})
         self._pad = tokenizer.control(PAD)
         self._steps: dict[int, tuple[Units, list[int]]] = {}
-        self.num_steps = config.train.steps
         self.per_step = config.train.global_batch // num_ranks // config.train.micro_batch
 
     @property
@@ -177,22 +190,19 @@ class MicroBatches(Dataset[Batch]):
         """Of the whole sequence of global batches."""
         return self.plan.fingerprint(self._data.index)
 
-    def __len__(self) -> int:
-        return self.num_steps * self.per_step
-
     def __getitem__(self, number: int) -> Batch:
         step, place = divmod(number, self.per_step)
         units, mine = self.find(step)
         size = self._config.train.micro_batch
         rows = np.concatenate([units[unit] for unit in mine[place * size : (place + 1) * size]])
-        read = [self._sample(int(row)) for row in rows]
-        broken = tuple(sample for sample in read if isinstance(sample, str))
-        if self._config.data.packed:
-            samples = [sample for sample in read if isinstance(sample, Sample)] or [self._empty()]
-        else:
-            samples = [sample if isinstance(sample, Sample) else self._empty() for sample in read]
+        read = [(self._sample(int(row)), self.parts.index(self._data.index.part_of(int(row)))) for row in rows]
+        broken = tuple(sample for sample, _ in read if isinstance(sample, str))
+        whole = [(sample, part) for sample, part in read if isinstance(sample, Sample)]
+        if not self._config.data.packed:
+            whole = [(sample if isinstance(sample, Sample) else self._empty(), part) for sample, part in read]
+        samples, parts = zip(*(whole or [(self._empty(), 0)]), strict=True)
         patches = self._config.model.vision.patches_per_tile
-        batch = collate(samples, self._pad, patches, Form.of_run(self._config))
+        batch = collate(list(samples), self._pad, patches, Form.of_run(self._config), parts)
         return replace(batch, num_samples=len(rows), broken=broken)
 
     def step(self, step: int) -> list[Batch]:
@@ -241,18 +251,21 @@ class _Told(Dataset[Batch | InputError]):
 
 
 class Feed:
-    """The micro-batches of every step from `first_step` on, read ahead by `data.num_workers` processes.
+    """The micro-batches of steps from `first_step` to `end_step`, read ahead by `data.num_workers` processes.
 
     Workers that were killed are started again where they stopped.
+
+    Args:
+        end_step: the step after the last one; left out, the run's.
 
     Attributes:
         num_broken, num_samples: damaged samples, and all, handed out on this rank.
         waited_seconds: that the consumer waited for batches.
     """
 
-    def __init__(self, dataset: MicroBatches, first_step: int, config: RunConfig):
+    def __init__(self, dataset: MicroBatches, first_step: int, config: RunConfig, end_step: int | None = None):
         self._dataset = dataset
-        self._first_step = first_step
+        self._steps = range(first_step, config.train.steps if end_step is None else end_step)
         self._data = config.data
         self.num_broken = 0
         self.num_samples = 0
@@ -265,9 +278,9 @@ class Feed:
             InputError: see MicroBatches; more than data.max_broken of the samples are damaged; workers were killed
                 again and again.
         """
-        per_step, end = self._dataset.per_step, len(self._dataset)
+        per_step = self._dataset.per_step
         restarts = 0
-        position = self._first_step * per_step
+        position, end = self._steps.start * per_step, self._steps.stop * per_step
         while position < end:
             started = time.monotonic()
             source = self._start(range(position, end))

@@ -101,6 +101,13 @@ def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on any rank of the job; all ranks ask together."""
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
 def sum_over_data(value: torch.Tensor) -> torch.Tensor:
     """Sum of `value` over the data- and context-parallel ranks."""
     dist.all_reduce(value, group=parallel_state.get_data_parallel_group(with_context_parallel=True))

@@ -37,6 +37,11 @@ class Trainee:
     scheduler: OptimizerParamScheduler
     num_trained: dict[str, int]
 
+    def set_step(self, step: int) -> None:
+        """Have the learning rates of a run that has done `step` steps."""
+        self.scheduler.num_steps = 0
+        self.scheduler.step(step)
+
 
 def build_trainee(config: RunConfig, chunks: list[VisionLanguageModel], groups: ProcessGroupCollection) -> Trainee:
     """Wrap a model, whose weights are already in place, for training.
@@ -60,7 +65,8 @@ def _wrapped(config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroup
         DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=config.optim.distributed,
-            check_for_nan_in_grad=True,
+            # train/guard.py skips such steps; this would end the run.
+            check_for_nan_in_grad=False,
         ),
         Float16Module(chunk.config, chunk) if config.precision == "bf16" else chunk,
         pg_collection=groups,

@@ -1,20 +1,27 @@
 """One optimizer step over the micro-batches of a rank, on Megatron-Core's schedules."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
 from megatron_mm.chat.images import Downscale, pixel_values
+from megatron_mm.config.errors import InputError
 from megatron_mm.data.loader import Batch
+from megatron_mm.models.packing import zigzag
 from megatron_mm.models.vlm import Pictures
 from megatron_mm.parallel import state
 from megatron_mm.train.assemble import Trainee
+
+# Why an update would do harm, from the loss and the gradient norm; None where it would not.
+Judge = Callable[[float, float], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,55 +33,122 @@ class StepResult:
         grad_norm: global gradient norm before clipping.
         lr: learning rate of the step.
         trained_tokens: of the global batch.
+        parts: float64 [parts, 2], sum of the loss and trained tokens of each part of the data, over the global batch.
+        skipped: why there was no update, None where there was one.
+        module_norms: gradient norm of each module, where it was asked for.
     """
 
     loss: float
     grad_norm: float
     lr: float
     trained_tokens: int
+    parts: Tensor
+    skipped: str | None = None
+    module_norms: dict[str, float] = field(default_factory=dict)
 
 
-def train_step(trainee: Trainee, batches: list[Batch], device: torch.device) -> StepResult:
+def train_step(
+    trainee: Trainee,
+    batches: Sequence[Batch],
+    device: torch.device,
+    num_parts: int = 1,
+    judge: Judge | None = None,
+    *,
+    look: bool = False,
+) -> StepResult:
     """Forward, backward, update.
 
     Args:
         trainee: what learns.
         batches: this rank's micro-batches of the step.
         device: of this rank.
+        num_parts: parts that the data has.
+        judge: says whether the update is made; the same on every rank, since loss and norm are.
     """
     for chunk in trainee.ddp:
         chunk.zero_grad_buffer()
     trainee.optimizer.zero_grad()
-    totals = forward_backward(trainee, batches, device)
+    totals = forward_backward(trainee, batches, device, num_parts)
     trainee.scheduler.step(1)
-    update: Any = trainee.optimizer.step()
-    _, grad_norm, _ = update
-    loss_sum, num_tokens = totals.tolist()
+    trainee.optimizer.prepare_grads()
+    grad_norm = float(trainee.optimizer.get_grad_norm() or 0.0)
+    loss_sum, num_tokens = totals[0].tolist()
+    loss = loss_sum / num_tokens
+    skipped = None if judge is None else judge(loss, grad_norm)
+    if skipped is None:
+        clip_gradients(trainee, grad_norm)
+        trainee.optimizer.step_with_ready_grads()
     lr = max(group["lr"] for group in trainee.optimizer.param_groups)
-    return StepResult(loss_sum / num_tokens, float(grad_norm or 0.0), lr, int(num_tokens))
+    return StepResult(loss, grad_norm, lr, int(num_tokens), totals[1:], skipped)
 
 
-def forward_backward(trainee: Trainee, batches: list[Batch], device: torch.device) -> Tensor:
+def clip_gradients(trainee: Trainee, grad_norm: float) -> None:
+    """Scale gradients down to `optim.clip_grad` where their global norm is above it."""
+    for part in getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer]):
+        parameters = part.get_parameters()
+        if parameters:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+
+
+def forward_backward(
+    trainee: Trainee, batches: Sequence[Batch], device: torch.device, num_parts: int = 1, *, learns: bool = True
+) -> Tensor:
     """Accumulate gradients of the mean loss over the global batch's trained tokens.
 
+    Args:
+        learns: False makes the loss only.
+
     Returns:
-        [2]: sum of the loss and number of trained tokens over the global batch, on every rank.
+        float64 [1 + parts, 2]: sum of the loss and number of trained tokens over the global batch, of everything and of
+        each part of the data, on every rank.
+
+    Raises:
+        InputError: the GPU's memory does not hold a micro-batch.
     """
-    results = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, device=device),
-        # Every chunk sees every micro-batch.
-        data_iterator=[iter(batches) for _ in trainee.ddp],
-        model=list(trainee.ddp),
-        num_microbatches=len(batches),
-        # Only a shape for pipeline buffers, which variable_seq_lengths exchanges for the real one.
-        seq_length=batches[0].ids.shape[1],
-        micro_batch_size=batches[0].ids.shape[0],
-    )
-    totals = torch.stack(results).sum(0) if results else torch.zeros(2, device=device)
+    source = _Batches(batches)
+    context: AbstractContextManager[Any] = nullcontext() if learns else torch.no_grad()
+    try:
+        with context:
+            results = get_forward_backward_func()(
+                forward_step_func=partial(_forward_step, device=device, num_parts=num_parts),
+                # Every chunk sees every micro-batch.
+                data_iterator=[source.again() for _ in trainee.ddp],
+                model=list(trainee.ddp),
+                num_microbatches=len(batches),
+                # Only a shape for pipeline buffers, which variable_seq_lengths exchanges for the real one.
+                seq_length=batches[0].ids.shape[1],
+                micro_batch_size=batches[0].ids.shape[0],
+                forward_only=not learns,
+            )
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"out of memory in {source.last_shapes()}: {str(error).splitlines()[0]}") from error
+    totals = torch.stack(results).sum(0) if results else torch.zeros(1 + num_parts, 2, device=device).double()
     return state.sum_over_data(state.broadcast_from_last_stage(totals))
 
 
-def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device):
+class _Batches:
+    """The micro-batches of a step, and which of them was taken last."""
+
+    def __init__(self, batches: Sequence[Batch]):
+        self._batches = batches
+        self._last = batches[0]
+
+    def again(self) -> Iterator[Batch]:
+        for self._last in self._batches:  # noqa: B020 (remembered on purpose)
+            yield self._last
+
+    def last_shapes(self) -> str:
+        batch = self._last
+        num_tiles = 0 if batch.tiles is None else len(batch.tiles)
+        rows, tokens = batch.ids.shape
+        return (
+            f"a micro-batch of {rows} x {tokens:,} tokens ({batch.num_samples} samples, {num_tiles} tiles, "
+            f"{int(batch.trained.sum()):,} trained tokens); lower train.micro_batch, data.max_sequence_tokens or "
+            "data.max_pack_tiles, set train.recompute=full, or cut the model over more ranks"
+        )
+
+
+def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device, num_parts: int):
     batch = next(batches)
     # Only the chunk with the ViT looks at them.
     pictures = _pictures(batch, device) if get_attr_wrapped_model(model, "pre_process") else None
@@ -85,7 +159,10 @@ def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torc
         batch.labels.to(device),
         batch.trained.to(device),
     )
-    return losses, _sum
+    parts = None
+    if get_attr_wrapped_model(model, "post_process"):
+        parts = _parts_of_tokens(batch, get_attr_wrapped_model(model, "groups").cp).to(device)
+    return losses, partial(_sum, parts=parts, num_parts=num_parts)
 
 
 def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
@@ -95,7 +172,25 @@ def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
     return Pictures(pixel_values(batch.tiles.to(device)), batch.order.to(device), downscales)
 
 
-def _sum(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _parts_of_tokens(batch: Batch, context_group: Any) -> Tensor:
+    """The part of the data that each trained token on this rank belongs to: int64 [N], as the model orders them."""
+    rows, num_tokens = batch.ids.shape
+    if batch.starts is None:
+        parts, bounds = batch.parts[:, None].expand(rows, num_tokens), [0, num_tokens]
+    else:
+        parts, bounds = batch.parts.repeat_interleave(batch.starts.diff().long())[None], batch.starts.tolist()
+    trained = batch.trained
+    if context_group.size() > 1:
+        positions = zigzag(bounds, context_group.rank(), context_group.size())
+        parts, trained = parts[:, positions], trained[:, positions]
+    return parts[trained]
+
+
+def _sum(losses: Tensor, parts: Tensor, num_parts: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over the trained tokens' losses [N]; Megatron-Core divides the gradients by their number over all ranks."""
     loss_sum, num_tokens = losses.sum(), torch.tensor(losses.numel(), device=losses.device, dtype=torch.int)
-    return loss_sum, num_tokens, torch.stack([loss_sum.detach(), num_tokens.float()])
+    each = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
+    totals = torch.zeros(1 + num_parts, 2, dtype=torch.float64, device=losses.device)
+    totals.index_add_(0, parts + 1, each)
+    totals[0, 0], totals[0, 1] = loss_sum.detach(), num_tokens
+    return loss_sum, num_tokens, totals

@@ -47,6 +47,10 @@ def single(digits: Path, tensors: dict[str, torch.Tensor]) -> Outcome:
     for name, tensor in tensors.items():
         counts[module_of(name)] += tensor.numel()
     assert outcome.num_trained == dict(counts)
+    # Each part of the data has samples of its own kind of loss.
+    of_parts = np.array(outcome.parts)
+    assert np.allclose(of_parts[..., 0].sum(1) / of_parts[..., 1].sum(1), outcome.losses, atol=LOSS_TOLERANCE)
+    assert (np.ptp(of_parts[..., 0] / of_parts[..., 1], axis=1) > 1e-3).all()
     # The updates must matter, or what is compared after them says nothing.
     assert outcome.losses[0] - outcome.losses[-1] > 0.1
     return outcome
@@ -55,6 +59,9 @@ def single(digits: Path, tensors: dict[str, torch.Tensor]) -> Outcome:
 def _assert_equal(outcome: Outcome, reference: Outcome) -> None:
     assert np.abs(np.array(outcome.losses) - np.array(reference.losses)).max() < LOSS_TOLERANCE
     assert outcome.num_trained == reference.num_trained
+    sums, expected = np.array(outcome.parts), np.array(reference.parts)  # [steps, parts, 2]
+    assert (sums[..., 1] == expected[..., 1]).all()
+    assert np.abs(sums[..., 0] / sums[..., 1] - expected[..., 0] / expected[..., 1]).max() < LOSS_TOLERANCE
     if outcome.grads:  # rank 0
         assert_equal_gradients(outcome.grads, reference.grads)
         assert_equal_weights(outcome.weights, reference.weights)

@@ -1,0 +1,50 @@
+"""The loss on held-out samples, while a run goes on."""
+
+import fnmatch
+
+import torch
+from torch import Tensor
+
+from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.loader import Feed, MicroBatches
+from megatron_mm.data.shards import PreparedData
+from megatron_mm.parallel import state
+from megatron_mm.train.assemble import Trainee
+from megatron_mm.train.step import forward_backward
+
+SPLIT = "heldout"
+
+
+class Validation:
+    """The first `train.validate_batches` global batches of the held-out split, the same ones each time.
+
+    They are mixed as training's are, of those parts of the blend that have held-out samples.
+
+    Raises:
+        InputError: none of them has.
+    """
+
+    def __init__(self, config: RunConfig, data: PreparedData, tokenizer: ChatTokenizer):
+        held_out = [part.part for part in data.index.ranges(SPLIT)]
+        blend = {pattern: weight for pattern, weight in config.data.blend.items() if fnmatch.filter(held_out, pattern)}
+        if config.data.blend and not blend:
+            raise InputError(
+                f"train.validate_every: {data.path} holds out no sample of data.blend's parts, only {held_out}; "
+                "prepare held-out samples, or leave it out"
+            )
+        update = {"blend": blend, "max_left_out": 1.0}
+        self._config = config.model_copy(update={"data": config.data.model_copy(update=update)})
+        self._batches = MicroBatches(self._config, tokenizer, state.data_rank(), state.data_ranks(), SPLIT)
+
+    def run(self, trainee: Trainee, device: torch.device) -> Tensor:
+        """Sum of the loss and trained tokens, of everything and of each part: float64 [1 + parts, 2], on every rank."""
+        for chunk in trainee.ddp:
+            chunk.eval()
+        totals = torch.zeros(1 + len(self._batches.parts), 2, dtype=torch.float64, device=device)
+        for batches in Feed(self._batches, 0, self._config, self._config.train.validate_batches):
+            totals += forward_backward(trainee, batches, device, len(self._batches.parts), learns=False)
+        for chunk in trainee.ddp:
+            chunk.train()
+        return totals
