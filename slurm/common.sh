@@ -27,7 +27,7 @@ launch() {
 
     local start=(srun --kill-on-bad-exit=1 --ntasks-per-node=1)
     if [ -n "${CONTAINER:-}" ]; then
-        start+=(--container-image="$CONTAINER" --container-workdir="$PWD" --container-mounts="${MOUNTS:-$ROOT:$ROOT}")
+        start+=(--container-image="$CONTAINER" --container-workdir="$PWD" --container-mounts="$ROOT:$ROOT${MOUNTS:+,$MOUNTS}")
     else
         [ -x "$ROOT/.venv/bin/python" ] || fail "no $ROOT/.venv; run bash tools/setup_env.sh, or give CONTAINER=IMAGE"
         export PATH="$ROOT/.venv/bin:$PATH"
