@@ -64,6 +64,7 @@ run_to_the_end() {
         wait "$step" || code=$?
         [ "$code" -eq 127 ] || CODE=$code # 127: the wait before had it already
     done
+    trap '' USR1 TERM # a requeue ends this script too
 }
 
 # Requeue a job that saved and wants to go on, and end.

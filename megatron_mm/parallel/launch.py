@@ -83,7 +83,8 @@ def run_ranks(
     """Run `python -m MODULE ARGUMENTS` on `num_ranks` ranks here and return the exit code of the job.
 
     SIGUSR1, SIGTERM and SIGINT ask the ranks for a checkpoint by SIGUSR1, and they end by themselves; a second SIGTERM
-    or SIGINT kills them. When a rank fails, what it said is printed and the others end.
+    or SIGINT kills them. When a rank fails, what it said is printed and the others end. Afterwards these signals are
+    ignored, so this is the last that a process does.
 
     Args:
         arguments: of every rank.
@@ -142,12 +143,14 @@ class _Requests:
 def _requests() -> Iterator[_Requests]:
     requests = _Requests()
     signals = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, requests.take) for number in signals}
+    for number in signals:
+        signal.signal(number, requests.take)
     try:
         yield requests
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # srun sends SIGTERM as soon as another node's launcher has ended: it must not change this one's exit code.
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(slots=True)
@@ -284,13 +287,18 @@ def _forward(output: Output | None) -> None:
 
 
 def _wait_for_other_nodes(store: TCPStore, nodes: Nodes, requests: _Requests) -> None:
+    """Leave together; a further SIGTERM or SIGINT, and the end of another launcher, end the wait."""
     deadline = time.monotonic() + _OTHER_NODES_SECONDS
     asked = requests.num_terminations
-    try:
-        store.add("ended", 1)
-        while store.add("ended", 0) < nodes.num_nodes and time.monotonic() < deadline:
-            if requests.num_terminations > asked:
-                return
+
+    def wait_for(key: str, count: int) -> None:
+        while store.add(key, 0) < count and requests.num_terminations == asked and time.monotonic() < deadline:
             time.sleep(_OTHER_NODES_POLL_SECONDS)
-    except DistNetworkError:
-        pass  # node 0's launcher, which has the store, has seen all of them
+
+    with contextlib.suppress(DistNetworkError):  # node 0's launcher has gone, and the store with it
+        store.add("ended", 1)
+        wait_for("ended", nodes.num_nodes)
+        if nodes.node > 0:
+            store.add("seen", 1)
+        else:
+            wait_for("seen", nodes.num_nodes - 1)
