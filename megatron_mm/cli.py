@@ -1,6 +1,6 @@
 """The `megatron-mm` command: reads arguments, calls the package, maps errors to exit codes.
 
-Exit codes: 0 done, 2 bad input, others failure.
+Exit codes: 0 done, 2 bad input, 75 asked to end, saved and to be started again, others failure.
 """
 
 import argparse
@@ -33,12 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     # It loads checkpoints by a call that torch 2.13 is about to rename.
     warnings.filterwarnings("ignore", category=FutureWarning, module="megatron")
+    if "RANK" in os.environ:
+        from megatron_mm.parallel.failure import run_rank
+
+        return run_rank(lambda: options.run(options))
     try:
         return options.run(options)
     except InputError as error:
-        from megatron_mm.parallel.launch import report_bad_input
-
-        report_bad_input(str(error))
+        print(f"megatron-mm: {error}", file=sys.stderr)
         return BAD_INPUT_CODE
 
 
@@ -53,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run a training stage")
     _add_config_arguments(train)
     train.add_argument("--nproc", type=int, help="start this many ranks here; leave out under torchrun")
+    train.add_argument("--nodes", type=int, default=1, help="launchers that srun starts, one a node (docs/cluster.md)")
+    train.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first node; with --nodes")
     train.set_defaults(run=_train)
 
     _add_data(commands)
@@ -149,12 +153,16 @@ def _train(options: argparse.Namespace) -> int:
 
         train(config)
         return 0
-    from megatron_mm.parallel.launch import run_ranks
+    from megatron_mm.parallel.launch import find_nodes, run_ranks
     from megatron_mm.train.check import check_inputs
+    from megatron_mm.train.starts import judge_end, record_start
 
-    check_inputs(config, options.nproc)
+    nodes = find_nodes(options.nodes, options.rendezvous)
+    check_inputs(config, options.nproc * nodes.num_nodes)
     files = [argument for file in options.config for argument in ("--config", str(file))]
-    return run_ranks(["train", options.recipe, *options.overrides, *files], options.nproc)
+    arguments = ["train", options.recipe, *options.overrides, *files]
+    record_start(config.run_dir, writes=nodes.node == 0)
+    return judge_end(config.run_dir, run_ranks(arguments, options.nproc, nodes, config.run_dir / "logs"))
 
 
 def _data_prepare(options: argparse.Namespace) -> int:

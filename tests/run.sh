@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup_env.sh
+bash tests/setup_slurm.sh
 export PATH="$PWD/.venv/bin:$PATH"
 # Ranks share two cores: threads of their own would fight, and spinning ones would starve each other.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false

@@ -38,3 +38,8 @@ def find(path: Path) -> Path:
     if not (found / _MARK).is_file():
         raise InputError(f"no checkpoint in {path}; give a run directory that has finished a save, or a checkpoint")
     return found
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps that a checkpoint was saved after; the inverse of `step_directory`."""
+    return int(checkpoint.name.removeprefix("step_"))

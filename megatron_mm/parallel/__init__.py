@@ -3,4 +3,6 @@
 platform/      cuda | cpu behind one interface
 state.py       process groups: start, ask, end
 launch.py      starting ranks on this machine
+failure.py     what ended a rank
+output.py      what ranks print: a log each, and the terminal
 """

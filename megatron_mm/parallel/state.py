@@ -27,7 +27,7 @@ def num_ranks() -> int:
 
 @contextmanager
 def process_group(platform: Platform) -> Iterator[None]:
-    """Join the job's ranks, or be a job of one rank; leave at the end."""
+    """Join the job's ranks, or be a job of one rank; leave at the end, but not a job of many with an error."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     platform.prepare(local_rank)
     # torch 2.13 renames two collectives that Megatron-Core calls by their old names.
@@ -43,8 +43,12 @@ def process_group(platform: Platform) -> Iterator[None]:
         )
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # Where others have gone NCCL would wait for them, and nobody would hear of the error.
+        if "RANK" not in os.environ:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager

@@ -1,0 +1,46 @@
+"""The shell scripts: shellcheck finds nothing, and every job begins the same way."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "common.sh")
+COMMON_LINES = (
+    "#SBATCH --ntasks-per-node=1",
+    "#SBATCH --signal=B:USR1@300",
+    "#SBATCH --requeue",
+    "#SBATCH --open-mode=append",
+    "#SBATCH --output=slurm/logs/%x-%j.log",
+)
+
+
+def _shellcheck(*files: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("shellcheck")), "--external-sources", *map(str, files)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_shellcheck_finds_nothing() -> None:
+    scripts = [file for folder in ("slurm", "examples", "tools", "tests") for file in (ROOT / folder).glob("*.sh")]
+    assert len(scripts) > len(JOBS)
+    result = _shellcheck(*scripts)
+    assert result.returncode == 0, result.stdout
+
+
+def test_shellcheck_finds_a_planted_fault(tmp_path: Path) -> None:
+    script = tmp_path / "fault.sh"
+    script.write_text("#!/usr/bin/env bash\nrm -rf $1/*\n", encoding="utf-8")
+    assert "SC2086" in _shellcheck(script).stdout
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_a_job_holds_no_more_than_its_needs_and_its_recipe(job: Path) -> None:
+    lines = job.read_text(encoding="utf-8").splitlines()
+    assert set(COMMON_LINES) <= set(lines)
+    assert f"#SBATCH --job-name={job.stem}" in lines
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert len(commands) == 2
+    assert re.fullmatch(r'launch [a-z0-9_]+/[a-z0-9_]+ "\$@"', commands[1])
