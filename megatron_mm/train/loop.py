@@ -5,7 +5,9 @@ import time
 import torch.distributed as dist
 
 from megatron_mm.chat.tokenizer import IMAGE
-from megatron_mm.checkpoint import paths, store
+from megatron_mm.checkpoint import store
+from megatron_mm.checkpoint.saver import Saver
+from megatron_mm.checkpoint.verify import newest_sound
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.loader import Feed, MicroBatches
 from megatron_mm.data.shards import TOKENIZER, PreparedData
@@ -32,7 +34,7 @@ def train(config: RunConfig) -> None:
     with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
         dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        checkpoint = paths.newest(config.run_dir)
+        checkpoint = newest_sound(config.run_dir, verify=config.checkpoint.verify)
         if checkpoint is not None:
             check_data_plan(config.run_dir, dataset.fingerprint)
         elif config.init_from is not None:
@@ -40,7 +42,7 @@ def train(config: RunConfig) -> None:
         trainee = build_trainee(config, chunks, groups)
         first_step = 0
         if checkpoint is not None:
-            first_step = store.resume(checkpoint, chunks, trainee.optimizer)
+            first_step = store.resume(checkpoint, chunks, trainee.optimizer)["step"]
             trainee.scheduler.step(first_step)
         telemetry = Telemetry(config, writes=state.writes())
         if state.writes():
@@ -65,6 +67,7 @@ def _steps(
     telemetry: Telemetry,
 ) -> None:
     started, tokens, waited = time.monotonic(), 0, 0.0
+    saver = Saver(config.run_dir, config.checkpoint)
     for step, batches in enumerate(feed, first_step + 1):
         result = train_step(trainee, batches, platform.device())
         tokens += sum(batch.num_tokens for batch in batches) * state.data_ranks()
@@ -75,7 +78,8 @@ def _steps(
             telemetry.log(step, _metrics(result, tokens / seconds, waiting, feed.num_broken))
             started, tokens, waited = time.monotonic(), 0, feed.waited_seconds
         if step % config.checkpoint.save_every == 0 or last:
-            store.save(config.run_dir, step, trainee.chunks, trainee.optimizer)
+            saver.save(step, trainee.chunks, trainee.optimizer, {}, wait=last)
+        saver.poll()
 
 
 def _metrics(result: StepResult, tokens_per_second: float, data_wait: float, num_broken: int) -> dict[str, float]:
