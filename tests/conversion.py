@@ -102,7 +102,7 @@ def through_every_layout(directory: Path, configs: dict[str, RunConfig], checkpo
                 chunks = build_model(config, platform, groups, image_token=5)
                 from_hf(chunks, model_table(config.model), source)
                 wrong[f"files -> {name}"] = _differing(chunks, config, expected)
-                write(checkpoints / name, 0, {"step": 0, "model": model_state(chunks)})
+                write(checkpoints / name, 0, {"progress": {"step": 0}, "model": model_state(chunks)})
         for name, config in configs.items():
             with state.model_parallel(config.parallel, 0) as groups:
                 chunks = build_model(config, platform, groups, image_token=5)

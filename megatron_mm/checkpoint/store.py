@@ -1,8 +1,5 @@
-"""Saving aside and moving into place; loading whole or weights only, on any layout."""
+"""What a checkpoint holds; loading it whole or weights only, on any layout."""
 
-import os
-import queue
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,51 +10,54 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from megatron_mm.checkpoint.paths import find, pointer, step_directory
+from megatron_mm.checkpoint.commit import begin, commit
+from megatron_mm.checkpoint.optimizer_shards import SHARDING, optimizer_state
+from megatron_mm.checkpoint.paths import find, step_directory
+from megatron_mm.checkpoint.snapshot import Planner
+from megatron_mm.checkpoint.verify import find_sound
 from megatron_mm.config.errors import InputError
 from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 
 
-def save(run_dir: Path, step: int, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> None:
-    """Write a checkpoint after `step` steps; all ranks call it together."""
-    sharded = model_state(chunks)
-    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_metadata())
-    content = {"step": step, "optimizer_kind": _kind(optimizer), "model": sharded, "optimizer": optimizer_state}
-    write(run_dir, step, content)
-
-
-def write(run_dir: Path, step: int, content: dict[str, Any], check: Callable[[Path], None] | None = None) -> None:
-    """Write a sharded state aside and move it into place; all ranks call it together.
+def content_of(
+    step: int, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer, progress: dict[str, Any]
+) -> ShardedStateDict:
+    """What a checkpoint holds.
 
     Args:
-        check: looks at what was written before it is moved, on every rank, and raises where it is not right.
+        step: number of steps done.
+        progress: plain values that `resume` returns.
     """
-    final = step_directory(run_dir, step)
-    partial = final.with_name(final.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    # Megatron-Core would start a manager process for this queue, which imports the whole program again: seconds a run.
-    # A save that is waited for puts and takes in this process; a queue between processes could still be empty then.
-    filesystem_async._results_queue = queue.SimpleQueue()  # pyright: ignore
-    dist_checkpointing.save(content, str(partial))
-    dist.barrier()
-    if check is not None:
-        check(partial)
-        dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        new_pointer = pointer(run_dir).with_suffix(".partial")
-        new_pointer.write_text(final.name, encoding="utf-8")
-        os.replace(new_pointer, pointer(run_dir))
-    dist.barrier()
+    model = model_state(chunks)
+    return {
+        "progress": {**progress, "step": step},
+        "optimizer_kind": _kind(optimizer),
+        "model": model,
+        "optimizer": optimizer_state(optimizer, model, _metadata()),
+    }
+
+
+def write(run_dir: Path, step: int, content: ShardedStateDict, check: Callable[[Path], None] | None = None) -> None:
+    """Write a sharded state as a checkpoint, and wait for it; all ranks call it together.
+
+    Args:
+        check: looks at what was written before it takes its name, on every rank; raises `InputError` where it is wrong.
+
+    Raises:
+        InputError: it could not be written, or the check raised it.
+    """
+    group: Any = dist.new_group(backend="gloo")
+    partial, fault = begin(run_dir, step, group)
+    if not fault:
+        snapshot = Planner(group).take(content, partial)
+        fault = commit(run_dir, step, snapshot, snapshot.write(), group, check)
+    dist.destroy_process_group(group)
+    if fault:
+        raise InputError(f"checkpoint {step_directory(run_dir, step)} could not be written: {fault}")
 
 
 def load_weights(path: Path, chunks: Sequence[VisionLanguageModel]) -> None:
@@ -68,7 +68,7 @@ def load_weights(path: Path, chunks: Sequence[VisionLanguageModel]) -> None:
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
-    checkpoint = find(path)
+    checkpoint = find_sound(path)
     state = model_state(chunks)
     _expect_stored_positions(state, checkpoint)
     loaded = _load({"model": state}, checkpoint)["model"]
@@ -80,20 +80,26 @@ def load_weights(path: Path, chunks: Sequence[VisionLanguageModel]) -> None:
     _fill(chunks, loaded)
 
 
-def resume(path: Path, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> int:
-    """Fill model and optimizer from a checkpoint that any layout has written, and return the steps done.
+def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> dict[str, Any]:
+    """Fill model and optimizer from a checkpoint that any layout has written.
+
+    Args:
+        checkpoint: as `verify.newest_sound` gives it: contents are not compared with their checksums again.
+
+    Returns:
+        The progress that was saved with it; "step" is the number of steps done.
 
     Raises:
         InputError: the checkpoint is of another model, or damaged.
     """
-    checkpoint = find(path)
+    checkpoint = find(checkpoint)
     _check_kind(optimizer, checkpoint)
     sharded = model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
     loaded = _load({"model": sharded, "optimizer": optimizer_state}, checkpoint)
     _fill(chunks, loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
-    return loaded["step"]
+    return loaded["progress"]
 
 
 def _kind(optimizer: MegatronOptimizer) -> str:
@@ -140,7 +146,7 @@ def _metadata() -> dict[str, Any]:
     A new one each time: Megatron-Core puts the process groups of the present layout into it.
     """
     return {
-        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_sharding_type": SHARDING,
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
     }

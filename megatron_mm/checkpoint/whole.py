@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_mm.checkpoint.paths import find
 from megatron_mm.checkpoint.store import check_fit, model_state, write
 from megatron_mm.config.errors import InputError
 from megatron_mm.models.vlm import VisionLanguageModel
@@ -45,15 +44,15 @@ class WholeParameters:
     """The parameters of a checkpoint.
 
     Args:
-        path: a run directory or a checkpoint.
+        checkpoint: its directory, looked through already.
         skeleton: of the checkpoint's model.
 
     Raises:
-        InputError: there is no checkpoint, or it is of another model.
+        InputError: it is of another model.
     """
 
-    def __init__(self, path: Path, skeleton: Sequence[VisionLanguageModel]):
-        self.checkpoint = find(path)
+    def __init__(self, checkpoint: Path, skeleton: Sequence[VisionLanguageModel]):
+        self.checkpoint = checkpoint
         state = model_state(skeleton)
         check_fit(state, self.checkpoint)
         self._places = _places(state)
@@ -162,7 +161,7 @@ def write_whole(
             if not same(stored.piece(entry), entry.data.view(entry.local_shape)):
                 raise InputError(f"{checkpoint} holds other values than were written for {entry.key}; check the disk")
 
-    write(run_dir, 0, {"step": 0, "model": {"0": mine}}, check)
+    write(run_dir, 0, {"progress": {"step": 0}, "model": {"0": mine}}, check)
 
 
 def _cut(piece: ShardedTensor, values: Tensor, axis: int | None, parts: int) -> Iterator[ShardedTensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_mm.checkpoint.paths import find
+from megatron_mm.checkpoint.verify import find_sound
 from megatron_mm.checkpoint.whole import WholeParameters
 from megatron_mm.config.load import read_model
 from megatron_mm.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -32,11 +32,12 @@ class CheckpointWeights(Mapping[str, Readable]):
     """
 
     def __init__(self, path: Path):
-        self.run_dir = find(path).parent.parent
+        checkpoint = find_sound(path)
+        self.run_dir = checkpoint.parent.parent
         self.model = read_model(self.run_dir / RUN_CONFIG)
         # The skeleton's dtype does not matter: tensors are read as they are.
         with skeleton_of(self.model, torch.float32) as skeleton:
-            self._parameters = WholeParameters(path, skeleton)
+            self._parameters = WholeParameters(checkpoint, skeleton)
         self.dtype = self._parameters.dtype()
         self._rules = {name: rule for rule in model_table(self.model) for name in rule.hf}
         self._last: tuple[Rule | None, tuple[Tensor, ...]] = (None, ())

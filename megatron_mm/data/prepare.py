@@ -5,14 +5,12 @@ rejects, each written aside and then renamed, the rows last: a task is done when
 duplicates, index, manifest, and the directory takes its name.
 """
 
-import ctypes
 import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -37,14 +35,13 @@ from megatron_mm.data.sources import tasks_of
 from megatron_mm.data.sources.base import RawSample, Reject, Task
 from megatron_mm.data.sources.pictures import take_picture
 from megatron_mm.files import partial_of
+from megatron_mm.processes import end_with_parent
 
 REQUEST = "request.json"
 TASKS = "tasks"
 # Settings of the merge: a preparation that was begun goes on with others.
 MERGE_SETTINGS = {"max_rejected", "duplicates"}
 WORST_REASONS = 3
-# Of Linux's prctl.h.
-PR_SET_PDEATHSIG = 1
 # Stands for any picture where only the number of placeholders counts.
 _BLANK = Image.new("RGB", (1, 1))
 
@@ -216,7 +213,7 @@ def _worked(
     waiting: set[Future[str]] = set()
     done = 0
     # Not forked: this process may have threads.
-    with ProcessPoolExecutor(num_workers, get_context("spawn"), _end_with_parent, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         try:
             for task in tasks:
                 if _rows_file(work, task.name).is_file():
@@ -235,13 +232,6 @@ def _worked(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _end_with_parent(parent: int) -> None:
-    """Have the kernel kill this worker when its parent is killed; it would wait for work for ever."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # killed before
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _run_task(task: NamedTask, config: PrepareConfig, work: Path) -> str:

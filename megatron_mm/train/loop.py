@@ -64,12 +64,12 @@ def _begin(
     dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
     validation = Validation(config, data, tokenizer) if config.train.validate_every is not None else None
     chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-    saver = Saver(config.run_dir, config.checkpoint)
     checkpoint = newest_sound(config.run_dir, verify=config.checkpoint.verify)
     if checkpoint is not None:
         check_data_plan(config.run_dir, dataset.fingerprint)
     elif config.init_from is not None:
         load_initial(config, config.init_from, chunks)
+    saver = Saver(config.run_dir, config.checkpoint)
     trainee = build_trainee(config, chunks, groups)
     guard, step, data_step = Guard(config.guard), 0, 0
     if checkpoint is not None:
