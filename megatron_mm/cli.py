@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_mm.config.errors import BAD_INPUT_CODE, InputError
+from megatron_mm.config.errors import BAD_INPUT_CODE, REQUEUE_CODE, InputError
 from megatron_mm.config.load import load_config, to_yaml
 from megatron_mm.config.schema import RunConfig
 
@@ -149,10 +149,10 @@ def _show(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = _config(options)
     if options.nproc is None:
-        from megatron_mm.train.loop import train
+        from megatron_mm.train.loop import Outcome, train
 
-        train(config)
-        return 0
+        return REQUEUE_CODE if train(config) is Outcome.STOPPED else 0
+    from megatron_mm.files import in_use
     from megatron_mm.parallel.launch import find_nodes, run_ranks
     from megatron_mm.train.check import check_inputs
     from megatron_mm.train.starts import judge_end, record_start
@@ -161,7 +161,9 @@ def _train(options: argparse.Namespace) -> int:
     check_inputs(config, options.nproc * nodes.num_nodes)
     files = [argument for file in options.config for argument in ("--config", str(file))]
     arguments = ["train", options.recipe, *options.overrides, *files]
-    record_start(config.run_dir, writes=nodes.node == 0)
+    if nodes.node == 0:
+        with in_use(config.run_dir):
+            record_start(config.run_dir)
     return judge_end(config.run_dir, run_ranks(arguments, options.nproc, nodes, config.run_dir / "logs"))
 
 

@@ -50,7 +50,7 @@ def run_rank(work: Callable[[], int]) -> int:
     try:
         return work()
     except InputError as error:
-        _tell(str(error), is_bad_input=True)
+        tell(str(error), is_bad_input=True)
         return BAD_INPUT_CODE
     except Exception as error:  # noqa: BLE001 (whatever it is, the launcher tells the user)
         words = traceback.format_exc()
@@ -60,7 +60,7 @@ def run_rank(work: Callable[[], int]) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             time.sleep(CONSEQUENCE_SECONDS)
-        _tell(words, is_bad_input=False)
+        tell(words, is_bad_input=False)
         return FAILURE_CODE
 
 
@@ -73,7 +73,8 @@ def read_last_words(file: Path) -> LastWords | None:
     return LastWords(extra["py_callstack"] or said["message"], extra["is_bad_input"], extra["seconds"])
 
 
-def _tell(words: str, *, is_bad_input: bool) -> None:
+def tell(words: str, *, is_bad_input: bool) -> None:
+    """Leave last words for the launcher; print them where there is none."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         print(f"megatron-mm: {words}", file=sys.stderr, flush=True)

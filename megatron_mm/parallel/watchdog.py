@@ -19,7 +19,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatron_mm.parallel.launch import report_bad_input
+from megatron_mm.parallel.failure import tell
 
 BEAT_SECONDS = 1.0
 # A living process is heard within it, be it swapping or collecting garbage.
@@ -168,7 +168,7 @@ def _give_up(message: str, ended: threading.Event) -> None:
     if ended.is_set():
         return
     faulthandler.dump_traceback(sys.stderr)
-    report_bad_input(message)
+    tell(message, is_bad_input=False)
     sys.stderr.flush()
     # The main thread hangs where no exception reaches it.
     os._exit(1)

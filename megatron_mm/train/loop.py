@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_mm.chat.tokenizer import IMAGE
+from megatron_mm.chat.tokenizer import IMAGE, PAD
 from megatron_mm.checkpoint import store
 from megatron_mm.checkpoint.saver import Saver
 from megatron_mm.checkpoint.verify import newest_sound
@@ -25,6 +25,7 @@ from megatron_mm.train.initial import load_initial
 from megatron_mm.train.meter import Meter
 from megatron_mm.train.run import Outcome, Run
 from megatron_mm.train.stop import StopRequest, stop_signals
+from megatron_mm.train.timing import StepTimer
 from megatron_mm.train.validate import Validation
 
 
@@ -84,7 +85,9 @@ def _begin(
     telemetry.say(_greeting(config, platform, trainee, step))
     plan = dataset.plan
     telemetry.say(f"data: {plan.num_samples:,} samples an epoch; {len(plan.left_out):,} do not fit and are left out")
-    meter = Meter(config, platform, dataset.parts)
+    timer = StepTimer(platform.synchronize)
+    timer.attach(trainee)
+    meter = Meter(config, platform, tokenizer.control(PAD), dataset.parts)
     return Run(
         config,
         platform,
@@ -98,6 +101,7 @@ def _begin(
         watchdog,
         stop,
         meter,
+        timer,
         step,
         data_step,
     )

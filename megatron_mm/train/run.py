@@ -18,9 +18,10 @@ from megatron_mm.telemetry.run import Telemetry
 from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.export import export
 from megatron_mm.train.guard import Guard
-from megatron_mm.train.meter import Meter
+from megatron_mm.train.meter import Meter, Mishaps, module_grad_norms, module_rates
 from megatron_mm.train.step import StepResult, train_step
 from megatron_mm.train.stop import StopRequest
+from megatron_mm.train.timing import StepTimer
 from megatron_mm.train.validate import Validation
 
 
@@ -38,6 +39,7 @@ class Run:
     Attributes:
         step: steps done.
         data_step: steps of the plan that were used or passed over; ahead of `step` after a roll-back.
+        num_broken: damaged samples that this rank has met since it began.
     """
 
     config: RunConfig
@@ -52,8 +54,10 @@ class Run:
     watchdog: Watchdog
     stop: StopRequest
     meter: Meter
+    timer: StepTimer
     step: int = 0
     data_step: int = 0
+    num_broken: int = 0
 
     def go(self) -> Outcome:
         """Take the steps that are left.
@@ -63,8 +67,8 @@ class Run:
                 disk does not take the last checkpoint.
         """
         while self.step < self.config.train.steps:
-            for batches in self._batches():
-                result = self._take_step(batches)
+            for batches, waited_seconds in self._batches():
+                result = self._take_step(batches, waited_seconds)
                 if self.guard.gives_up:
                     self._roll_back(result)
                     break  # batches go on behind those that led there
@@ -76,42 +80,35 @@ class Run:
         self._finish()
         return Outcome.DONE
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def _batches(self) -> Iterator[tuple[list[Batch], float]]:
+        """Batches of the steps that are left, and the seconds that were waited for them."""
         left = self.config.train.steps - self.step
         feed = Feed(self.dataset, self.data_step, self.config, self.data_step + left)
         source = iter(feed)
         for _ in range(left):
             self.watchdog.at(self.step + 1, "data")
-            self.meter.timer.measure(self._is_logged(self.step + 1))
-            with self.meter.timer.part("data"):
+            self.timer.measure(self._is_logged(self.step + 1))
+            before = feed.waited_seconds
+            with self.timer.part("data"):
                 batches = next(source)
-            self.meter.saw(feed)
-            yield batches
+            self.num_broken += sum(len(batch.broken) for batch in batches)
+            yield batches, feed.waited_seconds - before
 
-    def _take_step(self, batches: Sequence[Batch]) -> StepResult:
+    def _take_step(self, batches: Sequence[Batch], waited_seconds: float) -> StepResult:
         self.watchdog.at(self.step + 1, "forward, backward and update")
-        look = self._is_logged(self.step + 1)
+        look = module_grad_norms if self._is_logged(self.step + 1) else None
         device, num_parts = self.platform.device(), len(self.dataset.parts)
-        result = train_step(self.trainee, batches, device, num_parts, self.guard.judge, look=look)
+        result = train_step(self.trainee, batches, device, num_parts, self.guard.judge, look)
         self.step += 1
         self.data_step += 1
-        self.meter.add(result, batches)
+        self.meter.add(result, batches, waited_seconds=waited_seconds, part_totals=result.parts)
         if result.skipped is not None:
-            self.telemetry.warn(f"step {self.step}: no update, since {result.skipped}")
+            self.telemetry.warn(f"step {self.step}: no update, since {result.skipped}", step=self.step)
         return result
 
     def _after_step(self, result: StepResult) -> None:
-        metrics = {}
-        if self._is_validated(self.step):
-            assert self.validation is not None
-            self.watchdog.at(self.step, "validation")
-            with self.meter.timer.part("validation"):
-                totals = self.validation.run(self.trainee, self.platform.device())
-            metrics = self.meter.validation(totals)
         if self._is_logged(self.step):
-            self.watchdog.at(self.step, "metrics")
-            metrics |= self.meter.metrics(result, self.guard, self.data_step)
-            self.telemetry.log(self.step, metrics)
+            self._log(result)
         every = self.config.checkpoint
         if self._is_due(every.save_every) and self.guard.is_steady:
             self._save(wait=False)
@@ -121,14 +118,29 @@ class Run:
             if fault is not None:
                 self.telemetry.warn(fault)
         self.watchdog.at(self.step, "checkpoint")
-        with self.meter.timer.part("checkpoint"):
-            self.saver.poll()
+        self.saver.poll()
+
+    def _log(self, result: StepResult) -> None:
+        part_seconds = self.timer.take()
+        metrics = {"data_step": self.data_step}
+        if self._is_validated(self.step):
+            assert self.validation is not None
+            self.watchdog.at(self.step, "validation")
+            metrics |= self.validation.run(self.trainee, self.platform.device())
+        self.watchdog.at(self.step, "metrics")
+        metrics |= self.meter.metrics(
+            result,
+            part_seconds=part_seconds,
+            rates=module_rates(self.config, self.trainee),
+            grad_norms=result.module_norms,
+            mishaps=Mishaps(self.guard.num_skipped, self.guard.num_rollbacks, self.num_broken),
+        )
+        self.telemetry.log(self.step, metrics)
 
     def _save(self, *, wait: bool) -> None:
         self.watchdog.at(self.step, "checkpoint")
         progress = {"step": self.step, "data_step": self.data_step, "guard": self.guard.state()}
-        with self.meter.timer.part("checkpoint"):
-            self.saver.save(self.step, self.trainee.chunks, self.trainee.optimizer, progress, wait=wait)
+        self.saver.save(self.step, self.trainee.chunks, self.trainee.optimizer, progress, wait=wait)
 
     def _finish(self) -> None:
         """Leave with everything saved."""
@@ -144,7 +156,10 @@ class Run:
         )
 
     def _roll_back(self, result: StepResult) -> None:
-        """Back to the last checkpoint, and on with the data behind those that led here (PaLM, arXiv 2204.02311, 5.1)."""
+        """Back to the last checkpoint, and on with the data behind those that led here.
+
+        PaLM (arXiv 2204.02311, section 5.1) got over its spikes so.
+        """
         guard, config = self.guard, self.config.guard
         self.watchdog.at(self.step, "roll-back")
         self.saver.finish()

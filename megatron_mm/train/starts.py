@@ -34,18 +34,14 @@ class Start:
     step: int
 
 
-def record_start(run_dir: Path, *, writes: bool) -> None:
-    """Note that a run starts, before its ranks do; nothing is noted without Slurm.
-
-    Args:
-        run_dir: of the run.
-        writes: on one node only.
+def record_start(run_dir: Path) -> None:
+    """Note that a run starts, before its ranks do, on one node; nothing is noted without Slurm.
 
     Raises:
         InputError: run_dir cannot be written.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None or not writes:
+    if job is None:
         return
     start = Start(job, datetime.now().astimezone().isoformat(timespec="seconds"), _newest_step(run_dir))
     try:
@@ -84,4 +80,4 @@ def _file(run_dir: Path) -> Path:
 
 def _newest_step(run_dir: Path) -> int:
     checkpoint = paths.newest(run_dir)
-    return 0 if checkpoint is None else paths.step_of(checkpoint)
+    return 0 if checkpoint is None else paths.step_of(checkpoint) or 0

@@ -53,8 +53,7 @@ def train_step(
     device: torch.device,
     num_parts: int = 1,
     judge: Judge | None = None,
-    *,
-    look: bool = False,
+    look: Callable[[Trainee], dict[str, float]] | None = None,
 ) -> StepResult:
     """Forward, backward, update.
 
@@ -64,6 +63,7 @@ def train_step(
         device: of this rank.
         num_parts: parts that the data has.
         judge: says whether the update is made; the same on every rank, since loss and norm are.
+        look: at the gradients before they are clipped; what it finds is `module_norms`.
     """
     for chunk in trainee.ddp:
         chunk.zero_grad_buffer()
@@ -74,12 +74,13 @@ def train_step(
     grad_norm = float(trainee.optimizer.get_grad_norm() or 0.0)
     loss_sum, num_tokens = totals[0].tolist()
     loss = loss_sum / num_tokens
+    norms = look(trainee) if look is not None else {}
     skipped = None if judge is None else judge(loss, grad_norm)
     if skipped is None:
         clip_gradients(trainee, grad_norm)
         trainee.optimizer.step_with_ready_grads()
     lr = max(group["lr"] for group in trainee.optimizer.param_groups)
-    return StepResult(loss, grad_norm, lr, int(num_tokens), totals[1:], skipped)
+    return StepResult(loss, grad_norm, lr, int(num_tokens), totals[1:], skipped, norms)
 
 
 def clip_gradients(trainee: Trainee, grad_norm: float) -> None:

@@ -3,7 +3,6 @@
 import fnmatch
 
 import torch
-from torch import Tensor
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
@@ -38,13 +37,19 @@ class Validation:
         self._config = config.model_copy(update={"data": config.data.model_copy(update=update)})
         self._batches = MicroBatches(self._config, tokenizer, state.data_rank(), state.data_ranks(), SPLIT)
 
-    def run(self, trainee: Trainee, device: torch.device) -> Tensor:
-        """Sum of the loss and trained tokens, of everything and of each part: float64 [1 + parts, 2], on every rank."""
+    def run(self, trainee: Trainee, device: torch.device) -> dict[str, float]:
+        """The loss, and that of each part of the data: metrics, the same on every rank; all ranks call it together."""
         for chunk in trainee.ddp:
             chunk.eval()
-        totals = torch.zeros(1 + len(self._batches.parts), 2, dtype=torch.float64, device=device)
+        parts = self._batches.parts
+        totals = torch.zeros(1 + len(parts), 2, dtype=torch.float64, device=device)
         for batches in Feed(self._batches, 0, self._config, self._config.train.validate_batches):
-            totals += forward_backward(trainee, batches, device, len(self._batches.parts), learns=False)
+            totals += forward_backward(trainee, batches, device, len(parts), learns=False)
         for chunk in trainee.ddp:
             chunk.train()
-        return totals
+        names = ["validation/loss", *(f"validation/loss/{part}" for part in parts)]
+        return {
+            name: loss_sum / num_tokens
+            for name, (loss_sum, num_tokens) in zip(names, totals.tolist(), strict=True)
+            if num_tokens
+        }

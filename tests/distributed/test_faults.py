@@ -47,9 +47,9 @@ def _plant(wrong: Callable[[int], float | None], rank: int) -> None:
     take, make = Run._take_step, step._sum
     now = {"data_step": 0}
 
-    def take_step(self: Run, batches: Any) -> step.StepResult:
+    def take_step(self: Run, *arguments: Any) -> step.StepResult:
         now["data_step"] = self.data_step + 1
-        return take(self, batches)
+        return take(self, *arguments)
 
     def sum_(losses: Tensor, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
         factor = wrong(now["data_step"]) if state.data_rank() == rank else None
@@ -139,10 +139,10 @@ def _train_while_the_clock_jumps(config: RunConfig) -> None:
     """A day back, then two on. Runs on every rank."""
     take, clock, jumps = Run._take_step, time.time, {3: -86400.0, 6: 172800.0}
 
-    def take_step(self: Run, batches: Any) -> step.StepResult:
+    def take_step(self: Run, *arguments: Any) -> step.StepResult:
         offset = sum(seconds for number, seconds in jumps.items() if self.step >= number)
         time.time = lambda: clock() + offset
-        return take(self, batches)
+        return take(self, *arguments)
 
     Run._take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
     train(config)

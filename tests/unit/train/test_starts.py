@@ -17,7 +17,7 @@ def _save(run_dir: Path, step: int) -> None:
 
 
 def _start(run_dir: Path, saved_step: int | None = None, code: int = REQUEUE_CODE) -> int:
-    record_start(run_dir, writes=True)
+    record_start(run_dir)
     if saved_step is not None:
         _save(run_dir, saved_step)
     return judge_end(run_dir, code)
