@@ -79,9 +79,7 @@ def stage_memory(config: RunConfig, num_ranks: int, load: Load, backend: Backend
     sizes = _Sizes.of(config, load.times(config.train.micro_batch), backend, stage)
     moments = _moments(config, num_ranks, stage, sizes)
     fullest = max(moments, key=lambda moment: moment.total)
-    return Memory(
-        weights, gradients, optimizer, fullest.language, fullest.vision, fullest.output, fullest.working
-    )
+    return Memory(weights, gradients, optimizer, fullest.language, fullest.vision, fullest.output, fullest.working)
 
 
 def _fixed(config: RunConfig, num_ranks: int, stage: int) -> tuple[float, float, float]:
@@ -174,9 +172,7 @@ class _Sizes:
 
 def _moments(config: RunConfig, num_ranks: int, stage: int, sizes: _Sizes) -> list[_Moment]:
     """Where a step may be at its fullest."""
-    micro_batches = config.train.global_batch // (
-        config.train.micro_batch * (num_ranks // config.parallel.model_ranks)
-    )
+    micro_batches = config.train.global_batch // (config.train.micro_batch * (num_ranks // config.parallel.model_ranks))
     language, vision = _under_way(config, stage, micro_batches, sizes)
     gathered = sizes.gathered
     # Without this micro-batch, whose language layers are done.
