@@ -41,7 +41,7 @@ def model_parameters(model: ModelConfig, *, padded: bool = False) -> dict[Module
 
 
 def stage_parameters(config: RunConfig, stage: int) -> Held:
-    """Parameters on a rank of pipeline stage `stage`, the padding of the vocabulary and copies of other ranks' included.
+    """Parameters on a rank of pipeline stage `stage`, with the padding of the vocabulary and with copies of others'.
 
     The tied embedding lies on the first and the last stage.
     """

@@ -93,7 +93,7 @@ def _layouts(config: RunConfig) -> Iterator[RunConfig]:
         MICRO_BATCHES,
         DEGREES if experts else (1,),
     ):
-        if (sequence or vision == "data") and tensor == 1 or chunks > 1 and pipeline == 1:
+        if (tensor == 1 and (sequence or vision == "data")) or (chunks > 1 and pipeline == 1):
             continue
         parallel = config.parallel.model_copy(
             update={

@@ -38,9 +38,9 @@ class PlanOptions:
 
     gpu: str
     num_gpus: int
-    load: LoadOptions = LoadOptions()
-    memory_share: float = 0.9
-    utilisation: float = 0.4
+    load: LoadOptions
+    memory_share: float
+    utilisation: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def plan(config: RunConfig, options: PlanOptions) -> Plan:
     lines = [f"{config.recipe} on {machine.num_gpus} {machine.gpu.name}", "", *_parameters(config)]
     if given is not None:
         lines += ["", *_memory(given, machine), "", *_time(given, machine), "", *_traffic(given, machine)]
-    lines += ["", *_proposals(found, machine), "", "Assumed"]
+    lines += ["", *_proposals(found), "", "Assumed"]
     lines += [f"  - {line}" for line in _assumptions(config, machine, load)]
     return Plan("\n".join(lines) + "\n", _refusal(config, machine, faults, given, found))
 
@@ -159,7 +159,7 @@ def _traffic(given: Candidate, machine: Machine) -> Iterator[str]:
         )
 
 
-def _proposals(found: Sequence[Candidate], machine: Machine) -> Iterator[str]:
+def _proposals(found: Sequence[Candidate]) -> Iterator[str]:
     if not found:
         yield "No layout that was tried fits; take more GPUs, larger ones, or shorter sequences"
         return
@@ -183,18 +183,18 @@ def _assumptions(config: RunConfig, machine: Machine, load: Load) -> Iterator[st
         f"tiles, {load.trained_tokens:,.0f} trained tokens (--tiles-per-pack, --trained-share, --samples-per-pack)"
     )
     if micro is not None:
-        yield f"a data-parallel rank runs {micro:,} micro-batches of {config.train.micro_batch} a step, all of them alike"
+        yield f"a data-parallel rank runs {micro:,} micro-batches of {config.train.micro_batch} a step, all alike"
     yield f"a GPU reaches {machine.utilisation:.0%} of {gpu.peak_tflops:,g} TFLOPS while it computes (--utilisation)"
     yield (
-        f"tensors may take {machine.memory_share:.0%} of {gpu.memory_gib:g} GiB; the rest is for the CUDA context, NCCL, "
-        "kernels' work space and holes in the heap (--memory-share)"
+        f"tensors may take {machine.memory_share:.0%} of {gpu.memory_gib:g} GiB; the rest is for the CUDA context, "
+        "NCCL, kernels' work space and holes in the heap (--memory-share)"
     )
     yield (
-        f"nodes of {GPUS_PER_NODE} GPUs; {gpu.nvlink_gbytes:g} GB/s inside and {gpu.network_gbytes:g} GB/s between them, "
-        f"each one way and a GPU, {LINK_EFFICIENCY:.0%} of which collectives reach"
+        f"nodes of {GPUS_PER_NODE} GPUs; {gpu.nvlink_gbytes:g} GB/s inside and {gpu.network_gbytes:g} GB/s between "
+        f"them, each one way and a GPU, {LINK_EFFICIENCY:.0%} of which collectives reach"
     )
     yield f"of the {gpu.name}: {gpu.source}"
-    yield "nothing is sent while a rank computes (the code overlaps little), and the optimizer takes no time"
+    yield "nothing is sent while a rank computes, and the optimizer's update takes no time"
     yield (
         "activations are those of Transformer Engine's norms, linears and attention in "
         f"{config.precision}; only the CPU's layers were measured (benchmarks/results/plan_memory.json)"
