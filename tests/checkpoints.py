@@ -1,4 +1,4 @@
-"""What is in a checkpoint, to the bit; checkpoints of a few bytes, sound but for their content, and ways to damage any."""
+"""What is in a checkpoint, to the bit; tiny checkpoints, sound but for their content; ways to damage any."""
 
 from collections.abc import Callable
 from pathlib import Path
