@@ -93,9 +93,7 @@ def measure() -> list[Figure]:
         Figure("in the background: all other polls", median("poll_seconds") - median("longest_poll_seconds"), "s"),
         Figure("in the background: polls", median("num_polls"), "polls"),
         Figure("in the background: until it has its name", median("written_seconds"), "s"),
-        Figure(
-            "a step with a writer beside it / without", median("writing_step_seconds") / median("step_seconds"), "ratio"
-        ),
+        Figure("a step with a writer beside it / without", slowing, "ratio"),
         Figure("written, waited for", num_bytes / 1e6 / median("waited_seconds"), "MB/s"),
         Figure("written, in the background", num_bytes / 1e6 / median("written_seconds"), "MB/s"),
     ]
