@@ -7,6 +7,8 @@ import traceback
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
+import torch
+
 from megatron_mm.checkpoint.snapshot import Failed, Snapshot, Written
 from megatron_mm.processes import end_with_parent
 
@@ -79,6 +81,9 @@ def _write(snapshot: Snapshot, sender: Connection, parent: int) -> None:
             signal.signal(number, signal.SIG_IGN)
         # It would free the parent's GPU tensors, in a process that may not use the GPU.
         gc.disable()
+        # After a fork torch's pool of threads is made anew at its first use. Two threads that begin at once, as those
+        # that write do, can find it half made ("Invalid thread pool"): here this one makes it.
+        torch.set_num_threads(torch.get_num_threads())
         sender.send(snapshot.write())
         code = 0
     except BaseException:
