@@ -108,7 +108,8 @@ def test_the_time_limit_requeues_and_scancel_does_not(
     # The signal may come a minute earlier than is asked for (sbatch, --signal): after 90 to 150 seconds.
     options = ["--time=3", "--signal=B:USR1@30"]
     job = _submit(slurm, checkout, run, digits, options, ["train.steps=1000000", "checkpoint.save_every=1000000"])
-    slurm.wait(job, "PENDING", *ENDED)
+    while slurm.field(job, "Restarts") == "0" and slurm.field(job, "JobState") not in ENDED:
+        time.sleep(1)
     slurm.wait(job, "RUNNING", *ENDED)
     saved = len(_steps(run))
     while len(_steps(run)) < saved + 3 and slurm.field(job, "JobState") not in ENDED:
