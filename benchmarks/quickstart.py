@@ -16,7 +16,7 @@ def measure() -> list[Figure]:
     minutes = (time.monotonic() - started) / 60
     run = ROOT / "runs" / "quickstart"
     figures = [Figure("time after installation", round(minutes, 2), "min", 25)]
-    for stage in ("language", "stage1", "stage2", "stage3"):
+    for stage in ("language", "stage1", "stage2", "stage3", "anneal"):
         last = json.loads((run / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         figures.append(Figure(f"{stage}: {last['step']} steps", last["seconds"], "s"))
     for score in json.loads((run / "report.json").read_text(encoding="utf-8")):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole recipe in miniature, on real handwritten digits and without a GPU: data, a tiny Qwen3 from text, the three
-# stages of pretraining on two ranks, export, and vLLM answering held-out questions. Ends with a table.
+# stages of pretraining and bi-mode annealing on two ranks, export, and vLLM answering held-out questions. Ends with a
+# table.
 #
 #   bash examples/quickstart.sh           learns the task; writes runs/quickstart
 #   bash examples/quickstart.sh --tiny    a few steps of everything; writes runs/quickstart-tiny
@@ -33,5 +34,6 @@ stage language
 stage stage1 init_from="$RUN/language"
 stage stage2 init_from="$RUN/stage1"
 stage stage3 init_from="$RUN/stage2"
-megatron-mm export "$RUN/stage3" "$RUN/model"
+stage anneal init_from="$RUN/stage3"
+megatron-mm export "$RUN/anneal" "$RUN/model"
 megatron-mm evaluate "$RUN/model" "$RUN/data" "$RUN/report.json" --questions "$QUESTIONS"

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first node; with --nodes")
     train.set_defaults(run=_train)
 
+    _add_plan(commands)
     _add_data(commands)
     _add_import(commands)
     export = commands.add_parser("export", help="checkpoint -> Hugging Face directory")
@@ -87,6 +88,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run, and how to get what is missing")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="memory, operations, traffic and time of a run, and layouts that fit")
+    _add_config_arguments(plan)
+    plan.add_argument("--gpus", type=int, required=True, help="how many")
+    plan.add_argument("--gpu", required=True, help="which: a100, h100, h200")
+    plan.add_argument("--utilisation", type=float, default=0.4, help="share of the peak reached (default %(default)s)")
+    plan.add_argument("--memory-share", type=float, default=0.9, help="that tensors may take (default %(default)s)")
+    plan.add_argument("--tiles-per-pack", type=float, help="left out, what is not trained is all pictures")
+    plan.add_argument("--trained-share", type=float, default=0.25, help="of tokens (default %(default)s)")
+    plan.add_argument("--samples-per-pack", type=float, default=8, help="of equal length (default %(default)s)")
+    plan.set_defaults(run=_plan)
 
 
 def _add_data(commands: Any) -> None:
@@ -165,6 +179,19 @@ def _train(options: argparse.Namespace) -> int:
         with in_use(config.run_dir):
             record_start(config.run_dir)
     return judge_end(config.run_dir, run_ranks(arguments, options.nproc, nodes, config.run_dir / "logs"))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from megatron_mm.planning.load import LoadOptions
+    from megatron_mm.planning.report import PlanOptions, plan
+
+    load = LoadOptions(options.tiles_per_pack, options.trained_share, options.samples_per_pack)
+    request = PlanOptions(options.gpu, options.gpus, load, options.memory_share, options.utilisation)
+    found = plan(_config(options), request)
+    print(found.text, end="", flush=True)
+    if found.refusal is not None:
+        raise InputError(found.refusal)
+    return 0
 
 
 def _data_prepare(options: argparse.Namespace) -> int:

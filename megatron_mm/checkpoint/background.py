@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import traceback
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -39,15 +40,13 @@ class BackgroundWrite:
         """Whether `outcome` has not to wait."""
         if self._outcome is None:
             # Asked before the pipe is looked at: a process that has ended has sent all that it will send.
-            process_id, status = os.waitpid(self.process_id, os.WNOHANG)
-            if self._reader.poll():
-                self._outcome = self._received()
-                if not process_id:
-                    os.waitpid(self.process_id, 0)
-            elif process_id:
-                self._outcome = Failed(_ending(status))
-            else:
+            ended, status = os.waitpid(self.process_id, os.WNOHANG)
+            if not ended and not self._reader.poll():
                 return False
+            received = self._received() if self._reader.poll() else None
+            if not ended:
+                _, status = os.waitpid(self.process_id, 0)
+            self._outcome = received or Failed(_ending(status))
             self._reader.close()
         return True
 
@@ -58,11 +57,11 @@ class BackgroundWrite:
         assert self._outcome is not None
         return self._outcome
 
-    def _received(self) -> Written | Failed:
+    def _received(self) -> Written | Failed | None:
         try:
             return self._reader.recv()
-        except EOFError:
-            return Failed("the process that wrote ended without a word; was it killed for want of memory?")
+        except (EOFError, OSError):  # it ended before, or in the middle of the message
+            return None
 
 
 def _ending(status: int) -> str:
@@ -82,5 +81,8 @@ def _write(snapshot: Snapshot, sender: Connection, parent: int) -> None:
         gc.disable()
         sender.send(snapshot.write())
         code = 0
+    except BaseException:
+        traceback.print_exc()  # nobody else would: the process ends here
+        raise
     finally:
         os._exit(code)

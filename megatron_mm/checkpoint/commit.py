@@ -83,10 +83,13 @@ def commit(
 def remove_partials(run_dir: Path) -> None:
     """Remove what saves and removals that were cut off have left. For one rank."""
     for path in partials(run_dir):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            logger.warning("%s could not be removed: %s; the next start of the run tries again", path, error)
 
 
 def _described(snapshot: Snapshot, outcomes: list[Written | Failed]) -> str:
@@ -130,21 +133,16 @@ def _named(run_dir: Path, step: int, partial: Path, outcomes: list[Written | Fai
         manifest.write_text(Manifest(step, files).to_json(), encoding="utf-8")
         _sync(manifest)
         sync_directory(partial)
+        earlier = partial_of(final, f"removed-{uuid.uuid4().hex[:12]}")
         if final.exists():  # of the same step, from before a roll-back
-            remove(final)
+            os.replace(final, earlier)
         os.replace(partial, final)
         sync_directory(final.parent)
         point_to(final)
+        shutil.rmtree(earlier, ignore_errors=True)  # what is left is removed when a run starts
     except OSError as error:
         return f"rank 0: {error}; {_room(partial, needed_bytes)}"
     return ""
-
-
-def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint: first its name, so that no half of one has it. For one rank."""
-    away = partial_of(checkpoint, f"removed-{uuid.uuid4().hex[:12]}")
-    os.replace(checkpoint, away)
-    shutil.rmtree(away)
 
 
 def _room(directory: Path, needed_bytes: int) -> str:

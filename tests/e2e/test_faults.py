@@ -10,7 +10,7 @@ import pytest
 from megatron_mm.checkpoint import paths
 from megatron_mm.config.errors import REQUEUE_CODE
 from tests import runs
-from tests.checkpoints import assert_same, content
+from tests.checkpoints import assert_same, content, flip_bit
 
 LONG = ("train.steps=100000", "optim.schedule=constant", "checkpoint.save_every=100000")
 
@@ -69,9 +69,7 @@ def test_a_flipped_byte_costs_the_steps_since_the_checkpoint_before(digits: Path
     runs.train("mini/stage3", digits, whole, 2, *six)
     shutil.copytree(whole, damaged)
     file = next(paths.step_directory(damaged, 6).glob("*.distcp"))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    flip_bit(file)
     code, said = runs.end(runs.start("mini/stage3", digits, damaged, 2, *six))
     assert code == 0, said
     assert file.name in said

@@ -17,10 +17,15 @@ from megatron_mm.parallel.platform import get_platform
 from tests.ranks import run_on_ranks
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("language", "stage1", "stage2", "stage3")
+STAGES = ("language", "stage1", "stage2", "stage3", "anneal")
 # Parameters of a checkpoint by the module that freezing names.
 PREFIXES = {"vision": ("vision.",), "projector": ("projector.", "fusion."), "language": ("language.",)}
-TRAINED = {"stage1": {"projector"}, "stage2": {"vision", "projector"}, "stage3": {"vision", "projector", "language"}}
+TRAINED = {
+    "stage1": {"projector"},
+    "stage2": {"vision", "projector"},
+    "stage3": {"vision", "projector", "language"},
+    "anneal": {"vision", "projector", "language"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +68,8 @@ def test_each_stage_changes_what_it_trains_and_nothing_else_by_a_bit(run: Path) 
 def test_the_export_holds_the_last_checkpoint(run: Path) -> None:
     (weights,) = run_on_ranks(_weights, 1, run)
     exported = load_file(run / "model" / "model.safetensors")
-    assert torch.equal(exported["model.image_newline"], weights["stage3"]["fusion.image_newline"])
-    embedding = weights["stage3"]["language.embedding.word_embeddings.weight"]
+    assert torch.equal(exported["model.image_newline"], weights["anneal"]["fusion.image_newline"])
+    embedding = weights["anneal"]["language.embedding.word_embeddings.weight"]
     assert torch.equal(exported["model.language_model.embed_tokens.weight"], embedding)
 
 

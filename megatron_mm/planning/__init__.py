@@ -1,0 +1,13 @@
+"""What a run will need and take, before anything is started: memory, operations, traffic, time, layouts that fit.
+
+gpus.py        memory, speed and links of the GPUs that are known, with the source of each number
+load.py        what a micro-batch is assumed to hold
+parameters.py  parameters of each module, over the model and on a rank
+memory.py      memory of a rank of each pipeline stage, by part
+traffic.py     bytes that a rank sends in a step, by kind and link
+steptime.py    operations and seconds of a step
+propose.py     search for layouts that fit
+report.py      all of it as text
+
+Reads the config only; no torch.
+"""
