@@ -45,7 +45,12 @@ def _work_together(rank: int, scenario: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+    dist.barrier()
     if rank == FAILING_RANK:
+        if scenario == "raise":
+            # The others hear of it before anybody knows why.
+            dist.destroy_process_group()
+            time.sleep(1)
         _fail(scenario)
     if rank > FAILING_RANK and scenario == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -46,6 +46,7 @@ JobCompLoc={folder}/jobs.txt
 ReturnToService=2
 SlurmdParameters=config_overrides
 MinJobAge=3600
+FirstJobId={first_job}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -108,11 +109,14 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
     (folder / "state").mkdir()
     for node in NODES:
         (folder / f"spool_{node}").mkdir()
+    ports = _free_ports(3)
     config = _CONFIG.format(
         host=socket.gethostname(),
         user=getpass.getuser(),
         folder=folder,
-        ports=_free_ports(3),
+        ports=ports,
+        # Jobs meet at a port that follows from their number: two of these clusters on one machine need other numbers.
+        first_job=ports[0] % 15000 + 1,
         requeue_seconds=_REQUEUE_SECONDS,
     )
     (folder / "slurm.conf").write_text(config, encoding="utf-8")

@@ -114,6 +114,8 @@ def run_ranks(
         finally:
             for rank in ranks:
                 rank.kill()
+            for rank in ranks:
+                rank.reap()
             if output is not None:
                 output.close()
         # srun ends the whole job step when one launcher ends with a code that is not 0.
@@ -177,7 +179,11 @@ class _Rank:
         """End it and every process that it started."""
         with contextlib.suppress(ProcessLookupError):  # all of them have ended
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+
+    def reap(self) -> None:
+        """Wait for its end; one that is stuck in the kernel, on a GPU or a file system, cannot be waited for."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,17 @@ class StopRequest:
 def stop_signals() -> Iterator[StopRequest]:
     """Note the signals instead of dying of them, so that the step is finished and saved.
 
-    A second SIGINT or SIGTERM ends the process. Use in the main thread.
+    A second SIGINT or SIGTERM ends the process. One after SIGUSR1 is not a second one: the launcher passes everything
+    on as SIGUSR1, and Slurm sends its SIGTERM to every process of a job as well. Use in the main thread.
     """
     request = StopRequest()
+    num_terminations = 0
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal num_terminations
         del frame
-        if request.signal_name is not None and number != signal.SIGUSR1:
+        num_terminations += number != signal.SIGUSR1
+        if num_terminations > 1 and number != signal.SIGUSR1:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         request.signal_name = signal.Signals(number).name

@@ -61,8 +61,8 @@ def _log(checkout: Path, job: str) -> str:
 
 def _assert_whole(slurm: Slurm, checkout: Path, job: str, run: Path, num_steps: int) -> None:
     """The job completed after at least one requeue, and no step is missing or was done twice."""
-    log = _log(checkout, job)
-    assert slurm.wait(job, *ENDED) == "COMPLETED", log
+    state, log = slurm.wait(job, *ENDED), _log(checkout, job)
+    assert state == "COMPLETED", log
     num_requeues = int(slurm.field(job, "Restarts"))
     assert num_requeues >= 1
     assert log.count("slurm: saved; requeued") == num_requeues
@@ -108,7 +108,8 @@ def test_the_time_limit_requeues_and_scancel_does_not(
     # The signal may come a minute earlier than is asked for (sbatch, --signal): after 90 to 150 seconds.
     options = ["--time=3", "--signal=B:USR1@30"]
     job = _submit(slurm, checkout, run, digits, options, ["train.steps=1000000", "checkpoint.save_every=1000000"])
-    slurm.wait(job, "PENDING", *ENDED)
+    while slurm.field(job, "Restarts") == "0" and slurm.field(job, "JobState") not in ENDED:
+        time.sleep(1)
     slurm.wait(job, "RUNNING", *ENDED)
     saved = len(_steps(run))
     while len(_steps(run)) < saved + 3 and slurm.field(job, "JobState") not in ENDED:
@@ -116,7 +117,7 @@ def test_the_time_limit_requeues_and_scancel_does_not(
     log = _log(checkout, job)
     assert slurm.field(job, "Restarts") == "1", log
     slurm.run("scancel", job)
-    assert slurm.wait(job, *ENDED) == "CANCELLED", log
+    assert slurm.wait(job, *ENDED) == "CANCELLED", _log(checkout, job)
     assert slurm.field(job, "Restarts") == "1"
     steps = _steps(run)
     assert saved > 0

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mm.config.load import recipe_names
+
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "common.sh")
 COMMON_LINES = (
@@ -43,4 +45,6 @@ def test_a_job_holds_no_more_than_its_needs_and_its_recipe(job: Path) -> None:
     assert f"#SBATCH --job-name={job.stem}" in lines
     commands = [line for line in lines if line and not line.startswith("#")]
     assert len(commands) == 2
-    assert re.fullmatch(r'launch [a-z0-9_]+/[a-z0-9_]+ "\$@"', commands[1])
+    match = re.fullmatch(r'launch ([a-z0-9_]+/[a-z0-9_]+) "\$@"', commands[1])
+    assert match is not None
+    assert match[1] in recipe_names()

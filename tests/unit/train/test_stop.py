@@ -19,6 +19,13 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back(number: signal.Signals
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
+def test_slurms_sigterm_behind_the_launchers_sigusr1_is_the_first() -> None:
+    with stop_signals() as request:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.signal_name == "SIGTERM"
+
+
 def _twice() -> None:
     with stop_signals():
         signal.raise_signal(signal.SIGTERM)
