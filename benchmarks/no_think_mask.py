@@ -63,7 +63,7 @@ class Answers:
     Attributes:
         forced: share right where the thought was forced.
         auto: share right where the model decided.
-        think_rate: share of thoughts where the model decided.
+        think_rate: share that began a thought where the model decided, with `\\n` and not `\\n\\n`.
         pictures: share of plain answers right, to easy questions about pictures.
     """
 
@@ -163,18 +163,21 @@ def ask(model: Path, data: Path, num_chains: int) -> Answers:
     asked = heldout_questions(PreparedData(str(data)), NUM_PICTURES)["digits/easy"]
     tokenizer, rules = ChatTokenizer(model), TileRules.of_directory(model)
     engine = Engine(model, "bfloat16")
-    right, thoughts = {}, {}
+    right, began = {}, {}
     for mode in (Mode.THINKING, Mode.AUTO):
         prompts = [render_prompt(Question.about(text), mode, tokenizer, rules) for text, _ in chains]
         completions = engine.generate(prompts, [()] * len(prompts), max_tokens=MAX_RESPONSE_TOKENS)
         parsed = [modes.split_response(modes.TRIGGERS[mode] + completion.text) for completion in completions]
         pairs = zip(parsed, chains, strict=True)
         right[mode] = sum(exact_match(answer, reference) for (_, answer), (_, reference) in pairs) / len(chains)
-        thoughts[mode] = sum(reasoning is not None for reasoning, _ in parsed) / len(chains)
+        # Not what split_response says: a model may go on to an answer with the empty thought still open.
+        began[mode] = sum(not completion.text.startswith(modes.EMPTY_THOUGHT) for completion in completions) / len(
+            chains
+        )
     prompts = [render_prompt(one.question, Mode.NON_THINKING, tokenizer, rules) for one in asked]
     plain = engine.generate(prompts, [one.question.pictures for one in asked], max_tokens=MAX_RESPONSE_TOKENS)
     seen = [exact_match(completion.text, one.reference) for completion, one in zip(plain, asked, strict=True)]
-    return Answers(right[Mode.THINKING], right[Mode.AUTO], thoughts[Mode.AUTO], sum(seen) / len(seen))
+    return Answers(right[Mode.THINKING], right[Mode.AUTO], began[Mode.AUTO], sum(seen) / len(seen))
 
 
 def new_chains(data: Path, num_chains: int) -> list[tuple[str, str]]:
