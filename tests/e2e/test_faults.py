@@ -25,7 +25,8 @@ def test_a_signal_saves_and_asks_to_be_started_again(digits: Path, tmp_path: Pat
     done = runs.steps_done(tmp_path)
     newest = paths.newest(tmp_path)
     assert newest == paths.step_directory(tmp_path, done)
-    assert f"{number.name}: saved after step {done}, leaving" in said
+    # The launcher passes each on as the same one.
+    assert f"SIGUSR1: saved after step {done}, leaving" in said
     assert "Traceback" not in said
     # Started again, it goes on there.
     runs.train("mini/stage3", digits, tmp_path, 2, *LONG[1:], f"train.steps={done + 2}")
