@@ -83,18 +83,27 @@ def language_layer(
     )
 
 
-def language_layer_working(language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers) -> float:
+def language_layer_working(
+    language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers, *, learns: bool
+) -> float:
     """Bytes that the backward pass of one layer needs beyond what is kept: where most is held, in its MLP.
 
     Two gradients as wide as the MLP and that of the residual stream; a layer that is recomputed keeps all that it would
-    have kept as well.
+    have kept as well. A frozen local linear whose gradient is a transposed view copies its matrix for every position
+    (LinearWithFrozenWeight in Megatron-Core 0.16.1: torch's matmul with an expanded matrix).
     """
     width = numbers.width_bytes
-    gradients = width * (2 * _mlp_width(language, tensor) * tokens.whole + 2 * language.hidden_size * tokens.part)
+    copies = 0.0
+    if numbers.local and not learns:
+        widest = max(_mlp_width(language, tensor), language.num_heads * language.head_dim / tensor)
+        copies = width * tokens.positions * language.hidden_size * widest
+    gradients = copies + width * (
+        2 * _mlp_width(language, tensor) * tokens.whole + 2 * language.hidden_size * tokens.part
+    )
     if numbers.recompute != "full":
         return gradients
     again = Numbers(width, numbers.local, "none")
-    return gradients + language_layer(language, tokens, tensor, again, learns=True)
+    return gradients + language_layer(language, tokens, tensor, again, learns=learns)
 
 
 def _attention(

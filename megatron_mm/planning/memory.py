@@ -155,7 +155,11 @@ class _Sizes:
             + stream * (not (last and chunk == len(chunks) - 1) and numbers.local)
             for chunk, kept in zip(ends, chunks, strict=True)
         ]
-        working = language_layer_working(language, tokens, parallel.tensor, numbers) if passes_back else 2 * stream
+        working = (
+            language_layer_working(language, tokens, parallel.tensor, numbers, learns=learns)
+            if passes_back
+            else 2 * stream
+        )
         vision = _vision(config, load, numbers) if first else (0.0, 0.0, 0.0)
         output = _output(config, load, numbers, tokens) if last else (0.0, 0.0)
         table = numbers.width_bytes * language.padded_vocab_size * language.hidden_size / parallel.tensor

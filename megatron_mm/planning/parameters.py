@@ -20,7 +20,7 @@ class Held:
 
     def trained(self, modules: tuple[Module, ...]) -> "Held":
         """Those of the modules that learn."""
-        dense = {module: number for module, number in self.dense.items() if module in modules}
+        dense: dict[Module, int] = {module: number for module, number in self.dense.items() if module in modules}
         return Held(dense, self.experts if "language" in modules else 0)
 
 
