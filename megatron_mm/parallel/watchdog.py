@@ -5,6 +5,7 @@ rank tells where it is and beats in a thread; a rank that has been in one place 
 """
 
 import faulthandler
+import itertools
 import json
 import os
 import socket
@@ -76,10 +77,12 @@ def watch(seconds: float) -> Iterator[Watchdog]:
     board = _Board(rank, num_ranks) if num_ranks > 1 else None
 
     def beat() -> None:
-        count = 0
-        while board is not None and not ended.wait(BEAT_SECONDS):
-            count += 1
+        for count in itertools.count():
+            if board is None:
+                return
             board.put(watchdog.beat(count))
+            if ended.wait(BEAT_SECONDS):
+                return
 
     def look() -> None:
         while not ended.wait(min(BEAT_SECONDS, seconds / 4)):
@@ -101,7 +104,7 @@ class _Board:
     """What all ranks say of themselves, in the store that they met at."""
 
     def __init__(self, rank: int, num_ranks: int):
-        self._rank, self._num_ranks = rank, num_ranks
+        self._rank, self.num_ranks = rank, num_ranks
         # A connection of its own: the process group's may be held by a rank that waits.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         timeout = timedelta(seconds=STORE_SECONDS)
@@ -119,7 +122,7 @@ class _Board:
         Raises:
             dist.DistError: the store does not answer.
         """
-        keys = {rank: f"watchdog/{rank}" for rank in range(self._num_ranks)}
+        keys = {rank: f"watchdog/{rank}" for rank in range(self.num_ranks)}
         known = {rank: key for rank, key in keys.items() if self._store.check([key])}
         return {rank: Beat(**json.loads(self._store.get(key))) for rank, key in known.items()}
 
@@ -132,26 +135,28 @@ def _diagnosis(watchdog: Watchdog, board: _Board | None, ended: threading.Event)
     try:
         before = board.read()
         ended.wait(SILENCE_SECONDS)
-        return diagnose(before, board.read())
+        return diagnose(before, board.read(), board.num_ranks)
     except dist.DistError:
         return (
             f"{board.address}, where the ranks met, does not answer; this rank is in {mine.place} of step {mine.step}"
         )
 
 
-def diagnose(before: Mapping[int, Beat], now: Mapping[int, Beat]) -> str:
+def diagnose(before: Mapping[int, Beat], now: Mapping[int, Beat], num_ranks: int) -> str:
     """Who hangs where: ranks that do not beat any more, or else where every rank is, the fewest first.
 
     Args:
         before, now: the last beat of each rank, at two times.
     """
-    silent = [rank for rank, beat in now.items() if beat.count == before.get(rank, beat).count]
+    silent = [
+        f"rank {rank} does not answer, process {beat.process} on {beat.host}; "
+        f"it was in {beat.place} of step {beat.step}"
+        for rank, beat in now.items()
+        if beat.count == before.get(rank, beat).count
+    ]
+    silent += [f"rank {rank} has never answered" for rank in range(num_ranks) if rank not in now]
     if silent:
-        return "; ".join(
-            f"rank {rank} does not answer, process {now[rank].process} on {now[rank].host}; it was in "
-            f"{now[rank].place} of step {now[rank].step}"
-            for rank in silent
-        )
+        return "; ".join(silent)
     places = defaultdict(list)
     for rank, beat in now.items():
         places[beat.step, beat.place].append(rank)
