@@ -146,9 +146,10 @@ def _named(run_dir: Path, step: int, partial: Path, outcomes: list[Written | Fai
 
 
 def _room(directory: Path, needed_bytes: int) -> str:
-    free = f"{shutil.disk_usage(directory).free / 1e9:.3f} GB are free"
-    return f"{free} in {directory.parent}" + (
-        f", the checkpoint takes about {needed_bytes / 1e9:.3f}" if needed_bytes else ""
+    free_bytes = shutil.disk_usage(directory).free
+    return (
+        f"the checkpoint takes about {needed_bytes / 1e9:.3f} GB, {free_bytes / 1e9:.3f} GB are free in "
+        f"{directory.parent}"
     )
 
 

@@ -310,9 +310,9 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path: Path, small_d
         assert quiet == []
     assert first["after all"] == ([], ["latest", "step_00000001", "step_00000002"], 2)
     for name in ("full, background", "full, waited for"):
-        ((line,), left, last) = first[name]
+        (line,), left, last = first[name]
         assert "[Errno 28] No space left on device" in line
-        assert "the checkpoint takes about 0.014 GB, 0.00" in line
+        assert "the checkpoint takes about 0.013 GB, 0.00" in line
         assert (left, last) == ([], None)
     assert "make room or mend the disk" in second["full, waited for"][0][0]
 
