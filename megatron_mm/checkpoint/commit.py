@@ -146,7 +146,7 @@ def _named(run_dir: Path, step: int, partial: Path, outcomes: list[Written | Fai
 
 
 def _room(directory: Path, needed_bytes: int) -> str:
-    free_bytes = shutil.disk_usage(directory).free
+    free_bytes = shutil.disk_usage(directory.parent).free
     return (
         f"the checkpoint takes about {needed_bytes / 1e9:.3f} GB, {free_bytes / 1e9:.3f} GB are free in "
         f"{directory.parent}"
