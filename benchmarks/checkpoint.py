@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from benchmarks.figure import Figure
 from megatron_mm.checkpoint.manifest import Manifest
@@ -29,9 +30,9 @@ from tests.tiny import tiny_config
 
 ROUNDS = 5
 MODEL: dict[str, Any] = {
-    "model__language__hidden_size": 512,
+    "model__language__hidden_size": 768,
     "model__language__ffn_hidden_size": 2048,
-    "model__language__num_layers": 6,
+    "model__language__num_layers": 8,
     "model__language__num_heads": 8,
     "model__language__num_kv_heads": 4,
     "model__language__vocab_size": 16384,
@@ -115,10 +116,12 @@ def _measure(config: RunConfig, run_dir: Path) -> tuple[int, int, list[Round]]:
 
 def _round(trainee: Trainee, waited: Saver, background: Saver, number: int) -> Round:
     step_seconds = _step(trainee)
+    dist.barrier()  # ranks are compared: none starts its clock while another is at something else
     start = time.perf_counter()
     waited.save(number, trainee.chunks, trainee.optimizer, {})
     waited_seconds = time.perf_counter() - start
     waited.finish()  # the files of the one before are removed
+    dist.barrier()
     start = time.perf_counter()
     background.save(number, trainee.chunks, trainee.optimizer, {})
     save_seconds = time.perf_counter() - start

@@ -60,13 +60,13 @@ def flip_bit(file: Path) -> None:
 # Kind of damage -> what does it, and what is said of it.
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (
-        lambda checkpoint: flip_bit(checkpoint / "__1_0.distcp"),
-        "__1_0.distcp has other content than was written (sha256 ",
+        lambda checkpoint: flip_bit(checkpoint / "__0_0.distcp"),
+        "__0_0.distcp has other content than was written (sha256 ",
     ),
     "missing file": (lambda checkpoint: (checkpoint / "common.pt").unlink(), "common.pt is missing"),
     "cut file": (
         lambda checkpoint: (checkpoint / ".metadata").write_bytes(b"abc"),
-        ".metadata has 3 bytes, 1000 were written",
+        ".metadata has 3 bytes, ",
     ),
     "cut manifest": (
         lambda checkpoint: (checkpoint / "manifest.json").write_text("{"),

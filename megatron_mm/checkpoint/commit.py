@@ -126,8 +126,8 @@ def _named(run_dir: Path, step: int, partial: Path, outcomes: list[Written | Fai
         name: record for outcome in outcomes if isinstance(outcome, Written) for name, record in outcome.files.items()
     }
     try:
+        _sync(partial / "metadata.json")  # torch has done so for its own
         for name in DESCRIPTIONS:
-            _sync(partial / name)
             files[name] = FileRecord.of(partial / name)
         manifest = Manifest.of(partial)
         manifest.write_text(Manifest(step, files).to_json(), encoding="utf-8")
@@ -137,7 +137,7 @@ def _named(run_dir: Path, step: int, partial: Path, outcomes: list[Written | Fai
         if final.exists():  # of the same step, from before a roll-back
             os.replace(final, earlier)
         os.replace(partial, final)
-        sync_directory(final.parent)
+        # Syncs both names. If the power fails and only the second is kept, the checkpoint before is still there.
         point_to(final)
         shutil.rmtree(earlier, ignore_errors=True)  # what is left is removed when a run starts
     except OSError as error:
@@ -146,9 +146,10 @@ def _named(run_dir: Path, step: int, partial: Path, outcomes: list[Written | Fai
 
 
 def _room(directory: Path, needed_bytes: int) -> str:
-    free = f"{shutil.disk_usage(directory).free / 1e9:.3f} GB are free"
-    return f"{free} in {directory.parent}" + (
-        f", the checkpoint takes about {needed_bytes / 1e9:.3f}" if needed_bytes else ""
+    free_bytes = shutil.disk_usage(directory.parent).free
+    return (
+        f"the checkpoint takes about {needed_bytes / 1e9:.3f} GB, {free_bytes / 1e9:.3f} GB are free in "
+        f"{directory.parent}"
     )
 
 

@@ -98,7 +98,11 @@ def find(path: Path) -> Path:
     found = newest(path) or path
     if not Manifest.of(found).is_file():
         raise InputError(f"no checkpoint in {path}; give a run directory that has finished a save, or a checkpoint")
-    refuse_damaged(found, size_faults(found, Manifest.read(found).files))
+    try:
+        faults = size_faults(found, Manifest.read(found).files)
+    except InputError as error:
+        faults = [str(error)]
+    refuse_damaged(found, faults)
     return found
 
 

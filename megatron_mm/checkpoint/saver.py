@@ -72,7 +72,7 @@ class Saver:
         Raises:
             InputError: `wait`, and it could not be written.
         """
-        self.finish()
+        self._finish_write()
         partial, fault = begin(self._run_dir, step, self._group)
         if fault:
             self._tell(step, fault, wait)
@@ -102,10 +102,13 @@ class Saver:
 
     def finish(self) -> None:
         """Wait for writes in the background and complete them; also needed before going back to a checkpoint."""
+        self._finish_write()
+        self._remover.finish()
+
+    def _finish_write(self) -> None:
         if self._pending is not None:
             self._answer()
             self._complete()
-        self._remover.finish()
 
     def _answer(self) -> int | None:
         """How many ranks were still writing at the last poll, None where that was not asked."""

@@ -211,6 +211,9 @@ class Planner:
             cached_ckpt_structure=(*self._plans, True) if known and self._plans is not None else None,
         )
         (writer, metadata, _), central, local, *_ = planned
+        if metadata is not None:
+            # For a comparison of plans that we do by outlines; stored, it would grow with the ranks.
+            del metadata.all_local_plans
         if not known:
             self._outline, self._plans, self._metadata = outline, (central, local), metadata
         is_first = dist.get_rank() == 0

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from megatron_mm.checkpoint.paths import newest, partials, step_directory
 from megatron_mm.checkpoint.saver import Saver
-from megatron_mm.checkpoint.store import content_of, model_state, resume
+from megatron_mm.checkpoint.store import content_of, model_state, resume, write
 from megatron_mm.checkpoint.verify import find_sound, newest_sound
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import CheckpointConfig, RunConfig
@@ -269,6 +269,11 @@ def _fail(config: RunConfig, run_dir: Path, small_disk: Path) -> dict[str, Any]:
             save(saver, 2)
             saver.finish()
         note("after all", told, saver)
+        try:
+            content = content_of(3, trainee.chunks, trainee.optimizer, PROGRESS)
+            write(run_dir, 3, content, _no_room_for_manifest)
+        except InputError as error:
+            found["no manifest"] = (str(error), sorted(path.name for path in (run_dir / "checkpoints").iterdir()))
         on_small = Saver(small_disk, CheckpointConfig())
         for name, wait in (("full, background", False), ("full, waited for", True)):
             with _warnings() as told:
@@ -280,6 +285,12 @@ def _fail(config: RunConfig, run_dir: Path, small_disk: Path) -> dict[str, Any]:
             found[name] = (told, [path.name for path in (small_disk / "checkpoints").iterdir()], on_small.last_saved)
             dist.barrier()
     return found
+
+
+def _no_room_for_manifest(partial: Path) -> None:
+    """The disk is full when the ranks' own files are written."""
+    if dist.get_rank() == 0:
+        (partial / "manifest.json").symlink_to("/dev/full")
 
 
 @pytest.fixture
@@ -309,10 +320,14 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path: Path, small_d
         assert tuple(left) == before, name
         assert quiet == []
     assert first["after all"] == ([], ["latest", "step_00000001", "step_00000002"], 2)
+    for found in (first, second):
+        message, left = found["no manifest"]
+        assert "step_00000003 could not be written: rank 0: [Errno 28] No space left on device" in message
+        assert left == ["latest", "step_00000001", "step_00000002"]
     for name in ("full, background", "full, waited for"):
-        ((line,), left, last) = first[name]
+        (line,), left, last = first[name]
         assert "[Errno 28] No space left on device" in line
-        assert "the checkpoint takes about 0.014 GB, 0.00" in line
+        assert "the checkpoint takes about 0.013 GB, 0.00" in line
         assert (left, last) == ([], None)
     assert "make room or mend the disk" in second["full, waited for"][0][0]
 

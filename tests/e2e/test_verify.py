@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.checkpoint.paths import find
+from megatron_mm.checkpoint.snapshot import Failed, Snapshot, Written
 from megatron_mm.config.errors import InputError
 from megatron_mm.convert.exporting import export_run
 from megatron_mm.convert.importing import ImportOptions, import_model
 from megatron_mm.convert.verify import Report, verify
 from megatron_mm.weights import files
 from megatron_mm.weights.export import Format
+from tests.checkpoints import DAMAGES, flip_bit
 from tests.conversion import R4B, conversion_config, save_with_transformers
 from tests.mutations import FILES, VALUES
 from tests.ranks import run_alone, run_on_ranks
@@ -118,42 +120,34 @@ def test_broken_files_are_refused(weights: Weights, tmp_path: Path) -> None:
         mutants[name] = tmp_path / str(number)
         shutil.copytree(weights.model, mutants[name])
         mutate(mutants[name])
-    for name in ("cut off", "missing"):
-        shutil.copytree(weights.run, tmp_path / name)
-    (file, *_) = (tmp_path / "cut off").glob("checkpoints/step_*/__0_0.distcp")
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    (file, *_) = (tmp_path / "missing").glob("checkpoints/step_*/__0_0.distcp")
-    file.unlink()
-    directories = [*mutants.values(), tmp_path / "cut off", tmp_path / "missing"]
-    *verdicts, cut_off, missing = run_alone(_verdicts, [(weights.model, directory) for directory in directories])
-    assert "step_00000000 is damaged at " in str(cut_off)
-    assert "step_00000000 is damaged at " in str(missing)
+    runs = [tmp_path / name for name in DAMAGES]
+    for run, (damage, _) in zip(runs, DAMAGES.values(), strict=True):
+        shutil.copytree(weights.run, run)
+        damage(find(run))
+    directories = [*mutants.values(), *runs]
+    verdicts = run_alone(_verdicts, [(weights.model, directory) for directory in directories])
+    for (name, (_, expected)), verdict in zip(DAMAGES.items(), verdicts[len(mutants) :], strict=True):
+        assert ("no checkpoint in" if name == "no manifest" else expected) in str(verdict), name
     imported = run_alone(_imported, mutants, weights.model)
-    for verdict, (name, (_, message)) in zip(verdicts, FILES.items(), strict=True):
+    for verdict, (name, (_, message)) in zip(verdicts, FILES.items(), strict=False):
         assert message in str(verdict)
         assert message in str(imported[name])
 
 
-def _flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def _written_wrongly(weights: Weights, folder: Path) -> list[str]:
     """What import and export say when the disk keeps other bits than it was given. Runs in a process of its own."""
-    save, save_file = dist_checkpointing.save, files.save_file
+    write, save_file = Snapshot.write, files.save_file
 
-    def save_and_flip(content: Any, directory: str) -> None:
-        save(content, directory)
-        _flip(Path(directory) / "__0_0.distcp")
+    def write_and_flip(snapshot: Snapshot) -> Written | Failed:
+        written = write(snapshot)
+        flip_bit(snapshot.directory / "__0_0.distcp")
+        return written
 
     def save_file_and_flip(content: Any, file: Path, **more: Any) -> None:
         save_file(content, file, **more)
-        _flip(file)
+        flip_bit(file)
 
-    dist_checkpointing.save, files.save_file = save_and_flip, save_file_and_flip
+    Snapshot.write, files.save_file = write_and_flip, save_file_and_flip
     found = []
     for work in (
         lambda: import_model(ImportOptions(folder / "run", {"whole": weights.saved})),
