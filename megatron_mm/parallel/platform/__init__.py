@@ -31,6 +31,18 @@ class Platform(Protocol):
         """Why an FP8 recipe other than "none" cannot run here, None if it can."""
         ...
 
+    def synchronize(self) -> None:
+        """Wait until the device has done all that this process gave it: before a clock is read."""
+        ...
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        """Most memory that this process has held so far, by kind: "allocated" and "reserved", or "resident"."""
+        ...
+
+    def peak_tflops(self) -> float | None:
+        """Dense bf16 TFLOP/s that the maker states for this rank's device; None where it is not known."""
+        ...
+
     def describe(self) -> str:
         """One line for the log."""
         ...

@@ -11,6 +11,7 @@ import os
 import platform as host
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,19 @@ class CpuPlatform:
     def fp8_fault(self, recipe: str) -> str | None:
         # Megatron-Core would go on in bf16 without a word.
         return f"fp8.recipe={recipe} needs Transformer Engine and a GPU; this is a CPU: set fp8.recipe=none"
+
+    def synchronize(self) -> None:
+        pass  # operations end before they return
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        # Linux' own high-water mark of the process: getrusage's starts with that of the parent.
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return {"resident": int(line.split()[1]) * 1024}
+        raise AssertionError("/proc/self/status has no VmHWM")
+
+    def peak_tflops(self) -> float | None:
+        return None
 
     def describe(self) -> str:
         return f"cpu: {host.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a rank"

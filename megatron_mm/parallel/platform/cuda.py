@@ -5,6 +5,7 @@ import importlib.util
 import torch
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.parallel.platform.gpus import DENSE_BF16_TFLOPS
 
 
 class CudaPlatform:
@@ -41,6 +42,15 @@ class CudaPlatform:
         asks = {"blockwise": te.is_fp8_block_scaling_available, "mxfp8": te.is_mxfp8_available}
         available, reason = asks.get(recipe, te.is_fp8_available)(return_reason=True)
         return None if available else f"fp8.recipe={recipe} cannot run on {torch.cuda.get_device_name()}: {reason}"
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+
+    def peak_tflops(self) -> float | None:
+        return DENSE_BF16_TFLOPS.get(torch.cuda.get_device_name())
 
     def describe(self) -> str:
         return f"cuda: {torch.cuda.get_device_name()}"
