@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from numpy.typing import ArrayLike
@@ -114,21 +113,20 @@ class Meter:
             grad_norms: gradient norm of each module (module_grad_norms).
         """
         assert self._loads, "no step since the last log line"
-        seconds = time.monotonic() - self._since
         learned = {
             "loss": result.loss,
             **self._part_losses(),
             "grad_norm": result.grad_norm,
             **{f"grad_norm/{module}": norm for module, norm in grad_norms.items()},
-            "lr": result.lr,
+            "lr": max(rates.values()),
             **({f"lr/{module}": rate for module, rate in rates.items()} if len(set(rates.values())) > 1 else {}),
             "trained_tokens": result.trained_tokens,
         }
         whole = self._over_ranks(part_seconds, mishaps.broken_samples)
         measured = {
-            **self._speed(whole, seconds),
-            "data_wait": whole.waited_seconds / seconds,
-            "time/step": seconds / len(whole.loads),
+            **self._speed(whole),
+            "data_wait": whole.waited_seconds / whole.seconds,
+            "time/step": whole.seconds / len(whole.loads),
             **{f"time/{part}": taken for part, taken in whole.part_seconds.items() if taken > 0},
             **{f"memory/{kind}_gib": size / GIBIBYTE for kind, size in whole.memory_bytes.items()},
             **_shares(whole),
@@ -146,14 +144,14 @@ class Meter:
         named = zip(self._part_names, totals, strict=True) if totals else ()
         return {f"loss/{name}": loss_sum / num_tokens for name, (loss_sum, num_tokens) in named if num_tokens}
 
-    def _speed(self, whole: "_Whole", seconds: float) -> dict[str, float]:
+    def _speed(self, whole: "_Whole") -> dict[str, float]:
         done: dict[str, float] = dict(zip(_LOADS, whole.loads.sum(0), strict=True))
         amounts = done["tokens"], done["squared_tokens"], done["tiles"], self._trained_tokens
-        tera_rank_seconds = 1e12 * dist.get_world_size() * seconds
+        tera_rank_seconds = 1e12 * dist.get_world_size() * whole.seconds
         tflops = self._flops.of(*amounts) / tera_rank_seconds
         figures = {
-            "tokens_per_second": done["tokens"] / seconds,
-            "samples_per_second": done["samples"] / seconds,
+            "tokens_per_second": done["tokens"] / whole.seconds,
+            "samples_per_second": done["samples"] / whole.seconds,
             "tflops": tflops,
         }
         if self._peak_tflops is not None:
@@ -175,14 +173,19 @@ class Meter:
             dist.ReduceOp.SUM,
             device,
         )
-        largest = _reduced([loads, [self._waited_seconds], list(memory.values())], dist.ReduceOp.MAX, device)
+        largest = _reduced(
+            [loads, [time.monotonic() - self._since, self._waited_seconds], list(memory.values())],
+            dist.ReduceOp.MAX,
+            device,
+        )
         return _Whole(
             loads=summed[0],
             mean_loads=summed[0] / num_data_ranks,
             largest_loads=largest[0],
             broken_samples=round(float(summed[1][0])),
             part_seconds=dict(zip(PARTS, summed[2].tolist(), strict=True)),
-            waited_seconds=float(largest[1][0]),
+            seconds=float(largest[1][0]),
+            waited_seconds=float(largest[1][1]),
             memory_bytes=dict(zip(memory, largest[2].tolist(), strict=True)),
         )
 
@@ -200,7 +203,8 @@ class _Whole:
         loads, mean_loads, largest_loads: [steps, loads], in all, and of the mean and the largest data-parallel rank.
         broken_samples: in all, since the run began.
         part_seconds: of the measured step, mean over the ranks.
-        waited_seconds, memory_bytes: of the rank with most.
+        seconds, waited_seconds, memory_bytes: that passed, that batches were waited for, and memory; of the rank with
+            most.
     """
 
     loads: np.ndarray
@@ -208,6 +212,7 @@ class _Whole:
     largest_loads: np.ndarray
     broken_samples: int
     part_seconds: dict[str, float]
+    seconds: float
     waited_seconds: float
     memory_bytes: dict[str, float]
 
@@ -273,7 +278,7 @@ def module_grad_norms(trainee: Trainee) -> dict[str, float]:
     """
     modules = {parameter: module_of(name) for chunk in trainee.chunks for name, parameter in chunk.named_parameters()}
     optimizer: Any = trainee.optimizer
-    parts: list[MegatronOptimizer] = optimizer.chained_optimizers
+    parts = optimizer.chained_optimizers
     device = next(iter(modules)).device
     squares = [_squares_by_module(part, modules, device) for part in parts]
     if optimizer.grads_states_parallel_group_is_shared():
@@ -285,7 +290,7 @@ def module_grad_norms(trainee: Trainee) -> dict[str, float]:
     return {module: norm for module, norm in zip(MODULES, norms, strict=True) if trainee.num_trained[module]}
 
 
-def _squares_by_module(optimizer: MegatronOptimizer, modules: Mapping[Parameter, str], device: torch.device) -> Tensor:
+def _squares_by_module(optimizer: Any, modules: Mapping[Parameter, str], device: torch.device) -> Tensor:
     """Sum of squares of this rank's share of the gradients: float64 [modules]."""
     grads: list[Tensor] = [] if optimizer.is_stub_optimizer else optimizer.get_main_grads_for_grad_norm()
     # A gradient is the same object whoever asks for it.

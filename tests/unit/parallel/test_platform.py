@@ -5,7 +5,8 @@ import torch
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.parallel.platform import accelerators, get_platform
-from megatron_mm.parallel.platform.cpu import FusedAdam
+from megatron_mm.parallel.platform.cpu import CpuPlatform, FusedAdam
+from tests.ranks import run_alone
 
 
 @pytest.mark.skipif(bool(accelerators()), reason="about machines without a GPU; tests/gpu has the others")
@@ -36,3 +37,26 @@ def test_fused_adam_follows_torchs_adamw() -> None:
 def test_fused_adam_has_no_coupled_weight_decay() -> None:
     with pytest.raises(ValueError, match="only decoupled weight decay"):
         FusedAdam([torch.zeros(1, requires_grad=True)], adam_w_mode=False)
+
+
+def _peaks_before_and_after_holding(num_bytes: int) -> tuple[int, int]:
+    platform = CpuPlatform()
+    before = platform.peak_memory_bytes()["resident"]
+    held = torch.ones(num_bytes, dtype=torch.uint8)
+    del held
+    return before, platform.peak_memory_bytes()["resident"]
+
+
+def test_peak_memory_is_this_processs_own_and_remembered() -> None:
+    size = 2**29
+    held = torch.ones(2 * size, dtype=torch.uint8)
+    before, after = run_alone(_peaks_before_and_after_holding, size)
+    own = CpuPlatform().peak_memory_bytes()["resident"]
+    assert own > len(held)
+    # A process starts without its parent's; what it has given back still counts.
+    assert before < own - size
+    assert 0.9 * size < after - before < 1.1 * size
+
+
+def test_a_cpu_has_no_stated_peak() -> None:
+    assert CpuPlatform().peak_tflops() is None
