@@ -134,6 +134,8 @@ def _batch(config: RunConfig, batched: Batched) -> Batch:
         tiles=torch.zeros(batched.tiles, side, side, 3, dtype=torch.uint8) if batched.tiles else None,
         order=torch.arange(num_features),
         downscales=(),
+        parts=torch.zeros(len(batched.samples), dtype=torch.int64),
+        squared_tokens=sum(length**2 for length in batched.samples),
         num_tokens=rows * length,
         num_samples=len(batched.samples),
     )

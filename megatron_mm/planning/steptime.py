@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from megatron_mm.config.flops import Flops, training_flops, vision_layer_weights
+from megatron_mm.config.flops import Flops, recomputed_flops, training_flops
 from megatron_mm.config.layout import pipeline_split
-from megatron_mm.config.schema import ModelConfig, RunConfig
+from megatron_mm.config.schema import RunConfig
 from megatron_mm.planning.gpus import Gpu
 from megatron_mm.planning.load import Load
 from megatron_mm.planning.traffic import Flow, num_micro_batches, traffic
@@ -56,16 +56,13 @@ def step_time(config: RunConfig, num_ranks: int, gpu: Gpu, load: Load, utilisati
     micro_batches = num_micro_batches(config, num_ranks)
     batch = load.times(train.micro_batch)
     once = training_flops(config.model, train.trained)
-    again = _recomputed(config)
+    again = recomputed_flops(config.model, train.trained, train.recompute)
     stages = _stages(config, batch, (once, again))
     slowest = max(range(len(stages)), key=lambda stage: stages[stage])
     a_micro_batch = stages[slowest] / (gpu.peak_tflops * 1e12 * utilisation)
     bubble = a_micro_batch * (parallel.pipeline - 1) / parallel.virtual_pipeline
     flows = tuple(traffic(config, num_ranks, load))
-    model_flops = train.global_batch * (
-        once.of(load.tokens, load.squared_tokens, load.tiles)
-        + output_flops(config.model, train.trained) * load.trained_tokens
-    )
+    model_flops = train.global_batch * once.of(load.tokens, load.squared_tokens, load.tiles, load.trained_tokens)
     done = sum(stages) * parallel.tensor * parallel.context * micro_batches * (num_ranks // parallel.model_ranks)
     return StepTime(
         model_flops=model_flops,
@@ -79,38 +76,14 @@ def step_time(config: RunConfig, num_ranks: int, gpu: Gpu, load: Load, utilisati
     )
 
 
-def output_flops(model: ModelConfig, trained: tuple[str, ...]) -> float:
-    """Operations of the output layer for one trained token."""
-    # Of its input the gradient is wanted wherever something before it learns; a table that learns alone is rare enough
-    # to be counted so as well.
-    passes = 2 + ("embeddings" in trained)
-    return 2.0 * passes * model.language.hidden_size * model.language.padded_vocab_size
-
-
-def _recomputed(config: RunConfig) -> Flops:
-    """Forward passes that `train.recompute` does once more, of what has a backward pass."""
-    model, recompute = config.model, config.train.recompute
-    if recompute == "none":
-        return Flops(0.0, 0.0, 0.0)
-    # Nothing learns in it, so what is left is the forward pass.
-    forward = training_flops(model, ())
-    vision, patches = model.vision, model.vision.patches_per_tile
-    learns = "vision" in config.train.trained
-    pairs = 4 * patches**2 * vision.hidden_size * vision.used_layers
-    if recompute == "selective":
-        return Flops(0.0, forward.squared_token, float(pairs * learns))
-    layers = 2 * patches * vision_layer_weights(vision) * vision.used_layers + pairs
-    return Flops(forward.token, forward.squared_token, float(layers * learns))
-
-
 def _stages(config: RunConfig, batch: Load, parts: tuple[Flops, ...]) -> list[float]:
     """Operations of a rank of each stage for a micro-batch."""
-    parallel, model = config.parallel, config.model
-    split, num_layers = pipeline_split(config), model.language.num_layers
-    language = sum(flops.of(batch.tokens, batch.squared_tokens, 0) for flops in parts)
+    parallel = config.parallel
+    split, num_layers = pipeline_split(config), config.model.language.num_layers
+    language = sum(flops.of(batch.tokens, batch.squared_tokens, 0, 0) for flops in parts)
     # A sequence without a picture encodes a blank tile.
-    tiles = sum(flops.of(0, 0, max(1.0, batch.tiles)) for flops in parts)
-    output = output_flops(model, config.train.trained) * batch.trained_tokens
+    tiles = sum(flops.of(0, 0, max(1.0, batch.tiles), 0) for flops in parts)
+    output = sum(flops.of(0, 0, 0, batch.trained_tokens) for flops in parts)
     ranks = parallel.tensor * parallel.context
     stages = [
         language * sum(split[stage :: parallel.pipeline]) / num_layers / ranks for stage in range(parallel.pipeline)

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_mm.chat.tokenizer import IMAGE, PAD
+from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.checkpoint import store
 from megatron_mm.checkpoint.saver import Saver
 from megatron_mm.checkpoint.verify import newest_sound
@@ -87,7 +87,7 @@ def _begin(
     telemetry.say(f"data: {plan.num_samples:,} samples an epoch; {len(plan.left_out):,} do not fit and are left out")
     timer = StepTimer(platform.synchronize)
     timer.attach(trainee)
-    meter = Meter(config, platform, tokenizer.control(PAD), dataset.parts)
+    meter = Meter(config, platform, dataset.parts)
     return Run(
         config,
         platform,

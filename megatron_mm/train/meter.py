@@ -51,13 +51,12 @@ class Meter:
     """Collects what a log line needs over the steps since the last one. Every rank has one.
 
     Args:
-        pad: id that fills up batches.
         part_names: of the parts of the data whose losses are told apart, such as "ocr/thinking".
     """
 
-    def __init__(self, config: RunConfig, platform: Platform, pad: int, part_names: Sequence[str] = ()):
+    def __init__(self, config: RunConfig, platform: Platform, part_names: Sequence[str]):
         self._config, self._platform = config, platform
-        self._pad, self._part_names = pad, tuple(part_names)
+        self._part_names = tuple(part_names)
         self._flops = training_flops(config.model, config.train.trained)
         self._recomputed = recomputed_flops(config.model, config.train.trained, config.train.recompute)
         stated = config.telemetry.peak_tflops
@@ -72,28 +71,19 @@ class Meter:
         self._waited_seconds = 0.0
         self._part_totals: Tensor | None = None
 
-    def add(
-        self,
-        result: StepResult,
-        batches: Sequence[Batch],
-        *,
-        waited_seconds: float = 0.0,
-        part_totals: Tensor | None = None,
-    ) -> None:
+    def add(self, result: StepResult, batches: Sequence[Batch], waited_seconds: float) -> None:
         """Take in a step.
 
         Args:
             batches: this rank's micro-batches of the step.
             waited_seconds: for them.
-            part_totals: [parts, 2], sum of the loss and number of trained tokens of each part over the global batch.
         """
-        self._loads.append(_load(batches, self._pad))
+        self._loads.append(_load(batches))
         self._trained_tokens += result.trained_tokens
         self._waited_seconds += waited_seconds
         # One step of no finite loss, whose update is skipped, would hide all others.
-        if part_totals is not None and math.isfinite(result.loss):
-            known = part_totals.double()
-            self._part_totals = known if self._part_totals is None else self._part_totals + known
+        if math.isfinite(result.loss):
+            self._part_totals = result.parts if self._part_totals is None else self._part_totals + result.parts
 
     def metrics(
         self,
@@ -217,24 +207,15 @@ class _Whole:
     memory_bytes: dict[str, float]
 
 
-def _load(batches: Sequence[Batch], pad: int) -> tuple[int, ...]:
+def _load(batches: Sequence[Batch]) -> tuple[int, ...]:
     """The row of _LOADS of a rank's micro-batches."""
-    lengths = np.concatenate([sample_lengths(batch, pad) for batch in batches])
     return (
         sum(batch.num_tokens for batch in batches),
-        int((lengths**2).sum()),
+        sum(batch.squared_tokens for batch in batches),
         sum(batch.ids.numel() for batch in batches),
         sum(batch.num_samples for batch in batches),
         sum(len(batch.tiles) for batch in batches if batch.tiles is not None),
     )
-
-
-def sample_lengths(batch: Batch, pad: int) -> np.ndarray:
-    """Tokens of each sample without padding: int64 [samples of the batch]."""
-    real = (batch.ids != pad).numpy()
-    if batch.starts is None:
-        return real.sum(1, dtype=np.int64)
-    return np.add.reduceat(real[0], batch.starts.numpy()[:-1], dtype=np.int64)
 
 
 def _shares(whole: _Whole) -> dict[str, float]:

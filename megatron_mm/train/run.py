@@ -101,7 +101,7 @@ class Run:
         result = train_step(self.trainee, batches, device, num_parts, self.guard.judge, look)
         self.step += 1
         self.data_step += 1
-        self.meter.add(result, batches, waited_seconds=waited_seconds, part_totals=result.parts)
+        self.meter.add(result, batches, waited_seconds)
         if result.skipped is not None:
             self.telemetry.warn(f"step {self.step}: no update, since {result.skipped}", step=self.step)
         return result

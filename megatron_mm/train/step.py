@@ -85,10 +85,15 @@ def train_step(
 
 def clip_gradients(trainee: Trainee, grad_norm: float) -> None:
     """Scale gradients down to `optim.clip_grad` where their global norm is above it."""
+    timers: Any = trainee.chunks[0].config.timers
+    if timers is not None:
+        timers("optimizer-clip-main-grad", log_level=1).start()
     for part in getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer]):
         parameters = part.get_parameters()
         if parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+    if timers is not None:
+        timers("optimizer-clip-main-grad", log_level=1).stop()
 
 
 def forward_backward(
@@ -160,10 +165,9 @@ def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torc
         batch.labels.to(device),
         batch.trained.to(device),
     )
-    parts = None
-    if get_attr_wrapped_model(model, "post_process"):
-        parts = _parts_of_tokens(batch, get_attr_wrapped_model(model, "groups").cp).to(device)
-    return losses, partial(_sum, parts=parts, num_parts=num_parts)
+    groups: Any = get_attr_wrapped_model(model, "groups")
+    # Called on the last stage alone.
+    return losses, lambda losses: _sum(losses, _parts_of_tokens(batch, groups.cp).to(device), num_parts)
 
 
 def _pictures(batch: Batch, device: torch.device) -> Pictures | None:

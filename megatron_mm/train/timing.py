@@ -16,8 +16,6 @@ PARTS: tuple[str, ...] = (
     "backward",
     "communication",
     "optimizer",
-    "validation",
-    "checkpoint",
     "other",
 )
 """What a step is divided into; `other` is what no part has claimed, such as waiting between pipeline stages' work."""

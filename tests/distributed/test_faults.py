@@ -51,9 +51,9 @@ def _plant(wrong: Callable[[int], float | None], rank: int) -> None:
         now["data_step"] = self.data_step + 1
         return take(self, *arguments)
 
-    def sum_(losses: Tensor, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def sum_(losses: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         factor = wrong(now["data_step"]) if state.data_rank() == rank else None
-        return make(losses if factor is None else losses * factor, **keywords)
+        return make(losses if factor is None else losses * factor, *arguments)
 
     Run._take_step, step._sum = take_step, sum_  # pyright: ignore[reportAttributeAccessIssue]
 

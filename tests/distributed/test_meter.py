@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.config.flops import training_flops
 from megatron_mm.config.schema import MODULES, RunConfig
 from megatron_mm.data.shards import TOKENIZER
@@ -24,6 +24,7 @@ from megatron_mm.weights.tables import model_table
 from tests.layouts import (
     EP2,
     EXPERTS,
+    NUM_PARTS,
     PLAIN,
     PP2,
     SP,
@@ -57,6 +58,10 @@ EXPERT_LAYOUTS: dict[str, tuple[int, Overrides]] = {
     "experts, TP 2 + SP, EP 2": (2, {**EP2, **SP}),
     "experts, PP 2, EP 2": (4, {**EP2, **PP2}),
 }
+
+
+# Samples belong to the first ones in turn (tests/layouts.py), none to the last.
+PARTS_OF_DATA = [*(f"source{number}/thinking" for number in range(NUM_PARTS)), "nothing/thinking"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def _of_layout(
         from_hf(chunks, model_table(config.model), of_precision)
         trainee = build_trainee(config, chunks, groups)
         batches = micro_batches(config, samples_of_step(config, tokenizer, 0), tokenizer)
-        totals = forward_backward(trainee, batches, platform.device()).tolist()
+        (loss_sum, num_tokens), *_ = forward_backward(trainee, batches, platform.device(), len(PARTS_OF_DATA)).tolist()
         optimizer: Any = trainee.optimizer
         optimizer.prepare_grads()
         norms, whole_norm = module_grad_norms(trainee), optimizer.get_grad_norm()
@@ -105,14 +110,13 @@ def _of_layout(
         for name, tensor in gradients(config, trainee).items():
             module = module_of(name)
             expected[module] = (expected.get(module, 0.0) ** 2 + float(tensor.double().square().sum())) ** 0.5
-        meter = Meter(config, platform, tokenizer.control(PAD), ["a/thinking", "b/thinking"])
+        meter = Meter(config, platform, PARTS_OF_DATA)
         timer = StepTimer(platform.synchronize)
         timer.attach(trainee)
         timer.measure(True)
-        result = train_step(trainee, batches, platform.device())
+        result = train_step(trainee, batches, platform.device(), len(PARTS_OF_DATA))
         seconds = timer.take()
-        part_totals = torch.tensor([[totals[0], totals[1]], [0.0, 0.0]])
-        meter.add(result, batches, part_totals=part_totals)
+        meter.add(result, batches, waited_seconds=0.0)
         metrics = meter.metrics(
             result,
             part_seconds=seconds,
@@ -121,11 +125,12 @@ def _of_layout(
             mishaps=Mishaps(1, 2, broken_samples=state.data_rank() + 1),
         )
         tokens = sum(batch.num_tokens for batch in batches)
-        return Measured(norms, whole_norm, expected, metrics, tokens, (result.loss, totals[0] / totals[1]), seconds)
+        return Measured(norms, whole_norm, expected, metrics, tokens, (result.loss, loss_sum / num_tokens), seconds)
 
 
 def _check(name: str, config: RunConfig, ranks: list[Measured], single: Measured) -> None:
     data_ranks = len(ranks) // (config.parallel.tensor * config.parallel.pipeline)
+    rounding = 1e-5 if config.precision == "fp32" else 0.05
     for measured in ranks:
         assert measured.norms.keys() == set(MODULES), name
         squares = sum(norm**2 for norm in measured.norms.values())
@@ -138,8 +143,10 @@ def _check(name: str, config: RunConfig, ranks: list[Measured], single: Measured
         metrics = measured.metrics
         assert metrics == ranks[0].metrics, name
         assert metrics["broken_samples"] == sum(range(1, data_ranks + 1)), name
-        assert metrics["loss/a/thinking"] == pytest.approx(metrics["loss"])
-        assert "loss/b/thinking" not in metrics
+        losses = [metrics[f"loss/{part}"] for part in PARTS_OF_DATA[:-1]]
+        assert losses == pytest.approx([single.metrics[f"loss/{part}"] for part in PARTS_OF_DATA[:-1]], rel=rounding)
+        assert min(losses) < metrics["loss"] < max(losses)
+        assert f"loss/{PARTS_OF_DATA[-1]}" not in metrics
         # The same work, whoever does it. Figures have six digits.
         tokens = metrics["tokens_per_second"] * metrics["time/step"]
         assert tokens == pytest.approx(sum_of_tokens(ranks, data_ranks), rel=1e-4), name
@@ -164,7 +171,6 @@ def _check(name: str, config: RunConfig, ranks: list[Measured], single: Measured
         else:
             assert "lr/vision" not in metrics
     # Against the norms of the whole gradients, whose sums are of other orders; in bf16 of other roundings.
-    rounding = 1e-5 if config.precision == "fp32" else 0.05
     assert ranks[0].expected == pytest.approx(ranks[0].norms, rel=1e-5), name
     assert ranks[0].norms == pytest.approx(single.norms, rel=rounding), name
 

@@ -53,7 +53,7 @@ def test_lengths_up_to_which_scores_are_held_are_the_models() -> None:
 def test_operations_of_a_step() -> None:
     config = _config()
     model, width = config.model, 2560
-    once = training_flops(model, config.train.trained).of(16384, 16384**2 / 8, 16)
+    once = training_flops(model, config.train.trained).of(16384, 16384**2 / 8, 16, 0)
     output = 3 * 2 * width * 151936 * 4096
     time = step_time(config, 8, H100, LOAD, 0.5)
     assert time.model_flops == pytest.approx(64 * (once + output))
@@ -61,12 +61,13 @@ def test_operations_of_a_step() -> None:
     assert time.compute_seconds == pytest.approx(time.model_flops / 8 / (989e12 * 0.5))
     full = step_time(_config("train.recompute=full"), 8, H100, LOAD, 0.5)
     # A forward pass more of three, but for the projector and the output layer.
-    layers = training_flops(model, ()).of(16384, 16384**2 / 8, 16)
+    layers = training_flops(model, ()).of(16384, 16384**2 / 8, 16, 0)
     projector = 2 * 729 * 16 * (1152 + 2560) * 2560
-    assert full.recomputed_flops == pytest.approx(64 * (layers - projector))
+    patches = 2 * 729 * 16 * 3 * 14**2 * 1152
+    assert full.recomputed_flops == pytest.approx(64 * (layers - projector - patches))
     assert 0 < step_time(_config("train.recompute=selective"), 8, H100, LOAD, 0.5).recomputed_flops < 64 * layers / 4
     # Each of two context-parallel ranks encodes all tiles.
-    tiles = training_flops(model, config.train.trained).of(0, 0, 16)
+    tiles = training_flops(model, config.train.trained).of(0, 0, 16, 0)
     context = step_time(_config("parallel.context=2"), 8, H100, LOAD, 0.5)
     assert context.recomputed_flops == pytest.approx(64 * tiles)
 
