@@ -28,7 +28,7 @@ def test_unknown_keys_and_bad_values_are_all_named_at_once() -> None:
         "train.stpes: unknown key; the nearest valid one is train.steps",
         "model.vision.hiden_size: unknown key; the nearest valid one is model.vision.hidden_size",
         "optim.beta1: input should be less than 1 (seen: 1.5)",
-        "optim.schedule: input should be 'cosine' or 'constant' (seen: 'linear')",
+        "optim.schedule: input should be 'cosine', 'constant' or 'wsd' (seen: 'linear')",
         "foo: unknown key",
     ):
         assert part in message
