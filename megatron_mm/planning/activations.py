@@ -89,17 +89,10 @@ def language_layer_working(
     """Bytes that the backward pass of one layer needs beyond what is kept: where most is held, in its MLP.
 
     Two gradients as wide as the MLP and that of the residual stream; a layer that is recomputed keeps all that it would
-    have kept as well. A frozen local linear whose gradient is a transposed view copies its matrix for every position
-    (LinearWithFrozenWeight in Megatron-Core 0.16.1: torch's matmul with an expanded matrix).
+    have kept as well.
     """
     width = numbers.width_bytes
-    copies = 0.0
-    if numbers.local and not learns:
-        widest = max(_mlp_width(language, tensor), language.num_heads * language.head_dim / tensor)
-        copies = width * tokens.positions * language.hidden_size * widest
-    gradients = copies + width * (
-        2 * _mlp_width(language, tensor) * tokens.whole + 2 * language.hidden_size * tokens.part
-    )
+    gradients = width * (2 * _mlp_width(language, tensor) * tokens.whole + 2 * language.hidden_size * tokens.part)
     if numbers.recompute != "full":
         return gradients
     again = Numbers(width, numbers.local, "none")

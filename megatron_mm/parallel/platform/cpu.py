@@ -140,6 +140,7 @@ def _adapt_megatron() -> None:
     for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
         setattr(param_and_grad_buffer, name, _unless_alone(getattr(param_and_grad_buffer, name)))
     _let_experts_run()
+    _multiply_frozen_weights_once()
     # Imported there by name, so patching torch.cuda alone does not reach it.
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)  # noqa: ARG005
     # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
@@ -168,6 +169,14 @@ def _let_experts_run() -> None:
     dispatcher: Any = MoEAlltoAllTokenDispatcher
     dispatcher.cuda_dtoh_stream = object()  # there already, so none is made
     dispatcher._maybe_dtoh_and_synchronize = numbers_as_lists
+
+
+def _multiply_frozen_weights_once() -> None:
+    """Where the gradient is a transposed view, torch's matmul would copy the frozen matrix for every position."""
+    from megatron.core.tensor_parallel.layers import LinearWithFrozenWeight
+
+    backward = LinearWithFrozenWeight.backward
+    LinearWithFrozenWeight.backward = staticmethod(lambda ctx, gradient: backward(ctx, gradient.contiguous()))
 
 
 def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
