@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mm.config.errors import BAD_INPUT_CODE, InputError
+from megatron_mm.processes import end_with_parent
 
 # How long a rank that lost its peers waits to be ended, since it is not the one to blame.
 CONSEQUENCE_SECONDS = 10.0
@@ -44,9 +45,11 @@ class LastWords:
 def run_rank(work: Callable[[], int]) -> int:
     """Do a rank's work and return its exit code; what it fails for is told to the launcher.
 
+    Whoever started it must live: a rank whose launcher was killed would hold its GPU and the run's directory.
     An error that only says that other ranks have gone is told after `CONSEQUENCE_SECONDS`, by when the launcher has
     usually ended this rank for the error of another one.
     """
+    end_with_parent(os.getppid())
     try:
         return work()
     except InputError as error:

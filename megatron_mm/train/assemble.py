@@ -56,7 +56,7 @@ def build_trainee(config: RunConfig, chunks: list[VisionLanguageModel], groups: 
     megatron = chunks[0].config
     megatron.finalize_model_grads_func = finalize_model_grads
     megatron.grad_scale_func = optimizer.scale_loss
-    return Trainee(chunks, ddp, optimizer, _scheduler(config, optimizer), num_trained(chunks))
+    return Trainee(chunks, ddp, optimizer, make_scheduler(config, optimizer), num_trained(chunks))
 
 
 def _wrapped(config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroupCollection) -> DistributedDataParallel:
@@ -106,7 +106,8 @@ def _optimizer_config(config: RunConfig) -> OptimizerConfig:
     )
 
 
-def _scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+def make_scheduler(config: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
+    """The learning rates and weight decay of a run's steps."""
     optim, steps = config.optim, config.train.steps
     return OptimizerParamScheduler(
         optimizer,

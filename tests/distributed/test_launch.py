@@ -95,6 +95,16 @@ def test_a_signal_reaches_every_rank_and_they_end_by_themselves(tmp_path: Path, 
     assert sorted(file.name for file in tmp_path.glob("saved_*")) == ["saved_0", "saved_1", "saved_2"]
 
 
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    launcher = _launch(tmp_path, "asked")
+    pids = _pids(tmp_path)
+    launcher.kill()
+    launcher.communicate()
+    while any(_group_exists(pid) for pid in pids):  # the test's time limit is for those who stay
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("saved_*"))
+
+
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     launcher = _launch(tmp_path, "deaf")
     pids = _pids(tmp_path)
