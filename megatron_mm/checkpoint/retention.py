@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def superfluous(run_dir: Path, config: CheckpointConfig) -> list[Path]:
     """The checkpoints that may go: neither one of the newest `keep_last` nor a multiple of `keep_every`.
 
-    What `latest` names is the newest of them. Those newer than that are not looked at: whoever set it back may want them.
+    `latest` names the newest of them. Those newer than that are not looked at: whoever set it back may want them.
     """
     return [
         checkpoint
