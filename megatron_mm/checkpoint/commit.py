@@ -72,9 +72,9 @@ def commit(
     refused = "" if fault or check is None else _checked(check, snapshot.directory, group)
     if is_first and not fault and not refused:
         fault = _named(run_dir, step, snapshot.directory, outcomes, needed_bytes)
-    fault = _from_first(fault, group)
-    if (fault or refused) and is_first:
+    if is_first and (fault or refused):
         shutil.rmtree(snapshot.directory, ignore_errors=True)  # what is left is removed when a run starts
+    fault = _from_first(fault, group)
     if refused:
         raise InputError(refused)
     return fault

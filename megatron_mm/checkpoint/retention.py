@@ -7,21 +7,21 @@ import threading
 import uuid
 from pathlib import Path
 
-from megatron_mm.checkpoint.paths import newest, partial_of, step_of, up_to_latest
+from megatron_mm.checkpoint.paths import partial_of, step_of, up_to_latest
 from megatron_mm.config.schema import CheckpointConfig
 
 logger = logging.getLogger(__name__)
 
 
 def superfluous(run_dir: Path, config: CheckpointConfig) -> list[Path]:
-    """The checkpoints that may go: not the newest `keep_last`, no multiple of `keep_every`, not what `latest` names.
+    """The checkpoints that may go: neither one of the newest `keep_last` nor a multiple of `keep_every`.
 
-    Those newer than `latest` are not looked at: whoever set it back may want them.
+    `latest` names the newest of them. Those newer than that are not looked at: whoever set it back may want them.
     """
     return [
         checkpoint
         for checkpoint in up_to_latest(run_dir)[config.keep_last :]
-        if checkpoint != newest(run_dir) and not _kept_for_ever(checkpoint, config.keep_every)
+        if not _kept_for_ever(checkpoint, config.keep_every)
     ]
 
 

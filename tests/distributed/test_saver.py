@@ -358,6 +358,7 @@ def _start_again(config: RunConfig, run_dir: Path) -> str:
 
 def test_killed_ranks_leave_the_checkpoint_before_and_no_writers(tmp_path: Path) -> None:
     config = tiny_config(**TRAINED, precision="bf16")
+    # Writers that lived on would keep this waiting, for they hold what it waits for.
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         run_on_ranks(_killed_while_writing, 2, config, tmp_path)
     writers = [int((tmp_path / f"writer_{rank}").read_text()) for rank in range(2)]
