@@ -138,9 +138,9 @@ def _written_wrongly(weights: Weights, folder: Path) -> list[str]:
     """What import and export say when the disk keeps other bits than it was given. Runs in a process of its own."""
     write, save_file = Snapshot.write, files.save_file
 
-    def write_and_flip(snapshot: Snapshot) -> Written | Failed:
-        written = write(snapshot)
-        flip_bit(snapshot.directory / "__0_0.distcp")
+    def write_and_flip(self: Snapshot) -> Written | Failed:
+        written = write(self)
+        flip_bit(self.directory / "__0_0.distcp")
         return written
 
     def save_file_and_flip(content: Any, file: Path, **more: Any) -> None:
