@@ -51,7 +51,10 @@ def losses(configs: list[RunConfig]) -> list[list[float]]:
                 gradients = {parameter.main_grad.dtype for chunk in chunks for parameter in _trained(chunk)}
                 assert gradients == {torch.float32}
                 data = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
-                found.append([train_step(trainee, data.step(step), platform.device()).loss for step in range(STEPS)])
+                steps = (
+                    train_step(trainee, data.step(step), platform.device(), len(data.parts)) for step in range(STEPS)
+                )
+                found.append([result.loss for result in steps])
     return found
 
 
