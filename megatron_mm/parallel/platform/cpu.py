@@ -175,8 +175,9 @@ def _multiply_frozen_weights_once() -> None:
     """Where the gradient is a transposed view, torch's matmul would copy the frozen matrix for every position."""
     from megatron.core.tensor_parallel.layers import LinearWithFrozenWeight
 
-    backward = LinearWithFrozenWeight.backward
-    LinearWithFrozenWeight.backward = staticmethod(lambda ctx, gradient: backward(ctx, gradient.contiguous()))
+    linear: Any = LinearWithFrozenWeight
+    backward = linear.backward
+    linear.backward = staticmethod(lambda ctx, gradient: backward(ctx, gradient.contiguous()))
 
 
 def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
