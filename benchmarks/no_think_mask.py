@@ -167,13 +167,11 @@ def ask(model: Path, data: Path, num_chains: int) -> Answers:
     for mode in (Mode.THINKING, Mode.AUTO):
         prompts = [render_prompt(Question.about(text), mode, tokenizer, rules) for text, _ in chains]
         completions = engine.generate(prompts, [()] * len(prompts), max_tokens=MAX_RESPONSE_TOKENS)
-        parsed = [modes.split_response(modes.TRIGGERS[mode] + completion.text) for completion in completions]
-        pairs = zip(parsed, chains, strict=True)
-        right[mode] = sum(exact_match(answer, reference) for (_, answer), (_, reference) in pairs) / len(chains)
-        # Not what split_response says: a model may go on to an answer with the empty thought still open.
-        began[mode] = sum(not completion.text.startswith(modes.EMPTY_THOUGHT) for completion in completions) / len(
-            chains
-        )
+        responses = [modes.TRIGGERS[mode] + completion.text for completion in completions]
+        answers = [modes.split_response(response)[1] for response in responses]
+        pairs = zip(answers, chains, strict=True)
+        right[mode] = sum(exact_match(answer, reference) for answer, (_, reference) in pairs) / len(chains)
+        began[mode] = sum(map(modes.begins_thought, responses)) / len(chains)
     prompts = [render_prompt(one.question, Mode.NON_THINKING, tokenizer, rules) for one in asked]
     plain = engine.generate(prompts, [one.question.pictures for one in asked], max_tokens=MAX_RESPONSE_TOKENS)
     seen = [exact_match(completion.text, one.reference) for completion, one in zip(plain, asked, strict=True)]

@@ -1,6 +1,7 @@
 """Tiny models with random weights, on both sides: our config, and transformers' reference classes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,18 @@ def tiny_config(**overrides: Any) -> RunConfig:
     }
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     return load_config("mini/language", overrides=[f"{key}={value}" for key, value in values.items()])
+
+
+def digits_config(digits: Path, run_dir: Path, **overrides: Any) -> RunConfig:
+    """`tiny_config` of a run on the prepared digits in which everything learns."""
+    values = {
+        "data__blend": "{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
+        "model__language__vocab_size": 384,
+        "train__trained": "[vision, projector, language, embeddings]",
+        "train__micro_batch": 2,
+        "telemetry__tensorboard": "false",
+    }
+    return tiny_config(data__path=digits, run_dir=run_dir, **{**values, **overrides})
 
 
 def reference_models(

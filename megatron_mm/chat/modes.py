@@ -35,13 +35,28 @@ TRIGGERS = {
 TEMPLATE_NAMES = {Mode.THINKING: "long", Mode.NON_THINKING: "short", Mode.AUTO: "auto"}
 
 
+def begins_thought(text: str) -> bool:
+    """Whether a whole response, trigger included, begins to reason: what follows `<think>` alone decides."""
+    return not text.removeprefix(THINK).startswith((EMPTY_THOUGHT, END_THINK))
+
+
 def split_response(text: str) -> tuple[str | None, str]:
     """Split a whole response, trigger included, into (reasoning, answer).
 
-    The reasoning is None where the thought is empty. A response whose thought never closes has no answer: it was cut
-    off, and its answer is the empty string.
+    The reasoning is None where the thought is empty; the answer is without the tags of `bare_answer`. A response whose
+    thought never closes has no answer: it was cut off, and its answer is the empty string.
     """
     head, closed, answer = text.rpartition(END_THINK)
     if not closed:
         return text.removeprefix(THINK).strip() or None, ""
-    return head.removeprefix(THINK).strip() or None, answer.strip()
+    return head.removeprefix(THINK).strip() or None, bare_answer(answer)
+
+
+def bare_answer(text: str) -> str:
+    """An answer without the `<answer>` and `</answer>` that it may be wrapped in as a whole, and white space around."""
+    answer = text.strip()
+    if not (answer.startswith(ANSWER) and answer.endswith(END_ANSWER) and len(answer) >= len(ANSWER + END_ANSWER)):
+        return answer
+    inside = answer.removeprefix(ANSWER).removesuffix(END_ANSWER)
+    # Two answers side by side are not one that is wrapped.
+    return answer if ANSWER in inside or END_ANSWER in inside else inside.strip()

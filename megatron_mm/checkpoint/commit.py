@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
+from megatron_mm.checkpoint.agreement import from_first
 from megatron_mm.checkpoint.manifest import FileRecord, Manifest
 from megatron_mm.checkpoint.paths import partial_of, partials, point_to, step_directory, sync_directory
 from megatron_mm.checkpoint.snapshot import Failed, Snapshot, Written
@@ -31,13 +32,15 @@ def begin(run_dir: Path, step: int, group: dist.ProcessGroup) -> tuple[Path, str
     Returns:
         The directory, of a name that no other attempt has, and why it could not be made, "" if it was.
     """
-    partial, fault = partial_of(step_directory(run_dir, step), uuid.uuid4().hex[:12]), ""
-    if dist.get_rank() == 0:
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            fault = str(error)
-    return _from_first((partial, fault), group)
+    return from_first(lambda: _made(partial_of(step_directory(run_dir, step), uuid.uuid4().hex[:12])), group)
+
+
+def _made(partial: Path) -> tuple[Path, str]:
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        return partial, str(error)
+    return partial, ""
 
 
 def commit(
@@ -68,13 +71,13 @@ def commit(
     fault = _described(snapshot, outcomes) if is_first else ""
     if fault:
         fault += f"; {_room(snapshot.directory, needed_bytes)}"
-    fault = _from_first(fault, group)
+    fault = from_first(lambda: fault, group)
     refused = "" if fault or check is None else _checked(check, snapshot.directory, group)
     if is_first and not fault and not refused:
         fault = _named(run_dir, step, snapshot.directory, outcomes, needed_bytes)
     if is_first and (fault or refused):
         shutil.rmtree(snapshot.directory, ignore_errors=True)  # what is left is removed when a run starts
-    fault = _from_first(fault, group)
+    fault = from_first(lambda: fault, group)
     if refused:
         raise InputError(refused)
     return fault
@@ -156,9 +159,3 @@ def _room(directory: Path, needed_bytes: int) -> str:
 def _sync(file: Path) -> None:
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _from_first(value: Any, group: dist.ProcessGroup) -> Any:
-    values = [value]
-    dist.broadcast_object_list(values, src=0, group=group)
-    return values[0]

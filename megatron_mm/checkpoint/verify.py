@@ -3,10 +3,10 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
+from megatron_mm.checkpoint.agreement import from_first
 from megatron_mm.checkpoint.manifest import FileRecord, Manifest, content_faults, size_faults
 from megatron_mm.checkpoint.paths import find, newest, point_to, pointer, refuse_damaged, up_to_latest
 from megatron_mm.config.errors import InputError
@@ -29,7 +29,7 @@ def newest_sound(run_dir: Path, *, verify: bool) -> Path | None:
     Raises:
         InputError: it has, but nothing sound is left.
     """
-    latest, candidates = _from_first(lambda: (newest(run_dir), up_to_latest(run_dir)))
+    latest, candidates = from_first(lambda: (newest(run_dir), up_to_latest(run_dir)))
     if latest is None:
         return None
     if latest not in candidates:
@@ -41,7 +41,7 @@ def newest_sound(run_dir: Path, *, verify: bool) -> Path | None:
                 point_to(checkpoint)
             dist.barrier()
             return checkpoint
-        away = _from_first(lambda checkpoint=checkpoint: _put_away(checkpoint))
+        away = from_first(lambda checkpoint=checkpoint: _put_away(checkpoint))
         _warn("checkpoint %s is damaged: %s; it is %s now", checkpoint, "; ".join(faults), away.name)
     raise InputError(
         f"no checkpoint of {run_dir} is sound any more; copy one back under its name, or begin another run directory"
@@ -61,7 +61,7 @@ def find_sound(path: Path) -> Path:
 
 def faults_of(checkpoint: Path, *, content: bool) -> list[str]:
     """What is wrong with a checkpoint, a line a file, the same on all ranks; all ranks call it together."""
-    files, fault = _from_first(lambda: _manifest_of(checkpoint))
+    files, fault = from_first(lambda: _manifest_of(checkpoint))
     if fault:
         return [fault]
     look = content_faults if content else size_faults
@@ -102,10 +102,3 @@ def _put_away(checkpoint: Path) -> Path:
 def _warn(message: str, *arguments: object) -> None:
     if dist.get_rank() == 0:
         logger.warning(message, *arguments)
-
-
-def _from_first(function: Any) -> Any:
-    """What `function` returns on rank 0: another rank may see a file system a moment behind."""
-    values = [function() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]

@@ -336,8 +336,10 @@ class GuardConfig(Section):
         description="a loss or gradient norm so many standard deviations above the mean of the last spike_window steps "
         "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped",
     )
-    spike_window: int = Field(default=128, gt=1, description="updates remembered; spikes are told from half of it on")
-    max_skips: int = Field(default=5, gt=0, description="skipped updates in a row after which the run rolls back")
+    spike_window: int = Field(default=128, gt=1, description="steps remembered; spikes are told from half of it on")
+    max_skips: int = Field(
+        default=5, gt=0, description="updates in a row skipped, for NaN or a loss that spikes, before a roll-back"
+    )
     max_rollbacks: int = Field(default=3, ge=0, description="roll-backs to the last checkpoint before the run ends")
     hang_seconds: float = Field(
         default=900, gt=0, description="without any progress after which all ranks end, saying which one hangs where"

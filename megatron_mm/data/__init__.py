@@ -13,6 +13,7 @@ packing.py     best-fit decreasing
 reader.py      row -> sample ready for training
 decode.py      encoded pictures -> pixels
 loader.py      plan -> micro-batches of one data-parallel rank, by loader processes
+handover.py    a batch from a loader process, as one block of memory
 
 summary.py     what a data set holds
 inspect.py     samples as the model sees them, in the terminal

@@ -20,6 +20,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import sample_multiple, sequence_multiple
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.decode import DaliDecoder, decode_with_pillow
+from megatron_mm.data.handover import Packed, pack, unpack
 from megatron_mm.data.plan import Units, plan_of_run, remembered
 from megatron_mm.data.reader import BrokenSample, SampleReader
 from megatron_mm.data.shards import PreparedData
@@ -237,15 +238,15 @@ class MicroBatches(Dataset[Batch]):
         return SampleReader(self._data, self.plan.sizes, self._config, self._tokenizer, decode)
 
 
-class _Told(Dataset[Batch | InputError]):
+class _Told(Dataset[Packed | InputError]):
     """Hands bad input over as a value: raised in a worker, torch would wrap the message in the worker's traceback."""
 
     def __init__(self, dataset: MicroBatches):
         self._dataset = dataset
 
-    def __getitem__(self, number: int) -> Batch | InputError:
+    def __getitem__(self, number: int) -> Packed | InputError:
         try:
-            return self._dataset[number]
+            return pack(self._dataset[number])
         except InputError as error:
             return error
 
@@ -308,7 +309,7 @@ class Feed:
         # What is raised in a worker has "Caught" before it.
         return self._data.num_workers > 0 and not str(error).startswith("Caught ")
 
-    def _start(self, numbers: range) -> Iterator[Batch | InputError]:
+    def _start(self, numbers: range) -> Iterator[Packed | InputError]:
         workers = self._data.num_workers
         # Once here, and not in each worker.
         self._dataset.find(numbers[0] // self._dataset.per_step)
@@ -328,9 +329,10 @@ class Feed:
             signal.signal(signal.SIGCHLD, before)
         return source
 
-    def _checked(self, batch: Batch | InputError) -> Batch:
-        if isinstance(batch, InputError):
-            raise batch
+    def _checked(self, told: Packed | InputError) -> Batch:
+        if isinstance(told, InputError):
+            raise told
+        batch = unpack(told)
         self.num_samples += batch.num_samples
         self.num_broken += len(batch.broken)
         for reason in batch.broken:

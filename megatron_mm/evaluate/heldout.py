@@ -26,7 +26,7 @@ class Score:
     Attributes:
         accuracy: share of answers equal to the reference.
         mean_tokens: generated tokens a response, the end of turn included.
-        think_rate: share of responses with reasoning.
+        think_rate: share of responses that begin to reason.
         unfinished: share cut off by the limit of tokens.
     """
 
@@ -75,8 +75,8 @@ def evaluate_heldout(
             prompts = [render_prompt(one.question, mode, tokenizer, rules) for one in asked]
             completions = engine.generate(prompts, pictures, max_tokens=max_tokens)
             responses = [modes.TRIGGERS[mode] + completion.text for completion in completions]
-            parsed = [modes.split_response(response) for response in responses]
-            right = [exact_match(answer, one.reference) for (_, answer), one in zip(parsed, asked, strict=True)]
+            answers = [modes.split_response(response)[1] for response in responses]
+            right = [exact_match(answer, one.reference) for answer, one in zip(answers, asked, strict=True)]
             count = len(asked)
             scores.append(
                 Score(
@@ -85,7 +85,7 @@ def evaluate_heldout(
                     count,
                     sum(right) / count,
                     sum(len(completion.ids) for completion in completions) / count,
-                    sum(reasoning is not None for reasoning, _ in parsed) / count,
+                    sum(map(modes.begins_thought, responses)) / count,
                     sum(not completion.finished for completion in completions) / count,
                 )
             )

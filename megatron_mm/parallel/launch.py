@@ -288,8 +288,10 @@ def _end(failure: _Failure, ranks: list[_Rank], output: Output | None) -> int:
 
 
 def _forward(output: Output | None) -> None:
-    if output is None or not output.forward(_POLL_SECONDS):
-        time.sleep(_POLL_SECONDS if output is None else 0)
+    if output is None:
+        time.sleep(_POLL_SECONDS)
+    else:
+        output.forward(_POLL_SECONDS)
 
 
 def _wait_for_other_nodes(store: TCPStore, nodes: Nodes, requests: _Requests) -> None:

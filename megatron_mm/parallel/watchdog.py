@@ -76,10 +76,8 @@ def watch(seconds: float) -> Iterator[Watchdog]:
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     board = _Board(rank, num_ranks) if num_ranks > 1 else None
 
-    def beat() -> None:
+    def beat(board: _Board) -> None:
         for count in itertools.count():
-            if board is None:
-                return
             board.put(watchdog.beat(count))
             if ended.wait(BEAT_SECONDS):
                 return
@@ -89,7 +87,9 @@ def watch(seconds: float) -> Iterator[Watchdog]:
             if watchdog.seconds_there() > seconds:
                 _give_up(f"no progress for {seconds:g} s: {_diagnosis(watchdog, board, ended)}", ended)
 
-    threads = [threading.Thread(target=run, daemon=True, name=f"watchdog {run.__name__}") for run in (beat, look)]
+    threads = [threading.Thread(target=look, daemon=True, name="watchdog looks")]
+    if board is not None:
+        threads.append(threading.Thread(target=beat, args=(board,), daemon=True, name="watchdog beats"))
     for thread in threads:
         thread.start()
     try:

@@ -11,7 +11,8 @@ class Guard:
     """Judges each step by its loss and gradient norm, and remembers the last ones.
 
     A spike is told as OLMo-core's SkipStepOptimizer does: so many standard deviations above the mean of the last
-    updates.
+    steps. Losses that spike are not remembered: where they stay high, the run has to roll back. A gradient norm may
+    rise for good while the loss falls.
 
     Attributes:
         num_skipped: updates skipped so far.
@@ -20,32 +21,34 @@ class Guard:
 
     def __init__(self, config: GuardConfig):
         self._config = config
-        self._losses: deque[float] = deque(maxlen=config.spike_window)
-        self._norms: deque[float] = deque(maxlen=config.spike_window)
+        self._remembered: dict[str, deque[float]] = {
+            name: deque(maxlen=config.spike_window) for name in ("loss", "gradient norm")
+        }
         self._in_a_row = 0
         self.num_skipped = 0
         self.num_rollbacks = 0
 
     @property
     def gives_up(self) -> bool:
-        """Whether so many updates in a row were skipped that the run should roll back."""
+        """Whether so many updates in a row were skipped for their loss, or for NaN, that the run should roll back."""
         return self._in_a_row >= self._config.max_skips
 
     def judge(self, loss: float, grad_norm: float) -> str | None:
         """Why the update of this step would do harm, None if it would not."""
-        reason = self._fault("loss", loss, self._losses) or self._fault("gradient norm", grad_norm, self._norms)
-        if reason is None:
-            self._losses.append(loss)
-            self._norms.append(grad_norm)
-            self._in_a_row = 0
-        else:
-            self.num_skipped += 1
+        reason = _infinite("loss", loss) or _infinite("gradient norm", grad_norm) or self._spike("loss", loss)
+        if reason is not None:
             self._in_a_row += 1
+        else:
+            self._in_a_row = 0
+            self._remembered["loss"].append(loss)
+            reason = self._spike("gradient norm", grad_norm)
+            # Spikes too: without updates a steep place stays steep, and a norm that stays high is no spike any more.
+            self._remembered["gradient norm"].append(grad_norm)
+        self.num_skipped += reason is not None
         return reason
 
-    def _fault(self, name: str, value: float, past: deque[float]) -> str | None:
-        if not math.isfinite(value):
-            return f"the {name} is {value}"
+    def _spike(self, name: str, value: float) -> str | None:
+        past = self._remembered[name]
         if not self._config.spike_sigma or len(past) < self._config.spike_window // 2:
             return None
         mean = math.fsum(past) / len(past)
@@ -56,7 +59,7 @@ class Guard:
 
     @property
     def is_steady(self) -> bool:
-        """Whether the last step was updated."""
+        """Whether nothing tells against the weights: the last loss was no spike, and all was finite."""
         return self._in_a_row == 0
 
     def roll_back(self, state: dict[str, Any]) -> None:
@@ -68,8 +71,7 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
-            "losses": list(self._losses),
-            "norms": list(self._norms),
+            "remembered": {name: list(past) for name, past in self._remembered.items()},
             "in_a_row": self._in_a_row,
             "num_skipped": self.num_skipped,
             "num_rollbacks": self.num_rollbacks,
@@ -77,10 +79,13 @@ class Guard:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self._losses.clear()
-        self._norms.clear()
-        self._losses.extend(state["losses"])
-        self._norms.extend(state["norms"])
+        for name, past in self._remembered.items():
+            past.clear()
+            past.extend(state["remembered"][name])
         self._in_a_row = state["in_a_row"]
         self.num_skipped = state["num_skipped"]
         self.num_rollbacks = state["num_rollbacks"]
+
+
+def _infinite(name: str, value: float) -> str | None:
+    return None if math.isfinite(value) else f"the {name} is {value}"

@@ -14,7 +14,7 @@ from megatron_mm.train.loop import train
 from tests.checkpoints import assert_same, content
 from tests.ranks import run_on_ranks
 from tests.runs import metrics
-from tests.tiny import tiny_config
+from tests.tiny import digits_config
 
 LOOKS = {"train__validate_every": 2, "train__validate_batches": 3, "checkpoint__export_every": 2}
 
@@ -22,15 +22,11 @@ LOOKS = {"train__validate_every": 2, "train__validate_batches": 3, "checkpoint__
 def _config(digits: Path, run_dir: Path, **overrides: Any) -> RunConfig:
     values = {
         "data__blend": "{digits/easy/thinking: 1, digits/hard/non_thinking: 3}",
-        "model__language__vocab_size": 384,
-        "train__trained": "[vision, projector, language, embeddings]",
-        "train__micro_batch": 2,
         "train__log_every": 4,
         "checkpoint__save_every": 2,
         "checkpoint__keep_last": 9,
-        "telemetry__tensorboard": "false",
     }
-    return tiny_config(data__path=digits, run_dir=run_dir, **{**values, **overrides})
+    return digits_config(digits, run_dir, **{**values, **overrides})
 
 
 def test_validation_and_exports_leave_no_trace(digits: Path, tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 
 from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.checkpoint import paths
@@ -20,35 +18,14 @@ from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.loop import train
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
+from tests.checkpoints import assert_same, content
 from tests.layouts import EXPERT_LAYOUTS, LAYOUTS, layout
 from tests.ranks import run_on_ranks
-from tests.tiny import tiny_config
+from tests.tiny import digits_config, tiny_config
 
 
 def _config(digits: Path, run_dir: Path) -> RunConfig:
-    return tiny_config(
-        data__path=digits,
-        data__blend="{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
-        model__language__vocab_size=384,
-        train__trained="[vision, projector, language, embeddings]",
-        train__global_batch=4,
-        train__micro_batch=2,
-        checkpoint__save_every=2,
-        precision="bf16",
-        run_dir=run_dir,
-    )
-
-
-def _content(run_dir: Path) -> dict[str, Any]:
-    """Everything in the newest checkpoint, the optimizer's counters too. Runs on one rank."""
-    checkpoint = paths.newest(run_dir)
-    assert checkpoint is not None
-    with state.process_group(get_platform("cpu")):
-        return dist_checkpointing.load_plain_tensors(str(checkpoint))
-
-
-def _same(one: Any, other: Any) -> bool:
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return digits_config(digits, run_dir, checkpoint__save_every=2, precision="bf16")
 
 
 def _exported(configs: list[RunConfig], run_dir: Path | None) -> list[dict[str, torch.Tensor] | str]:
@@ -85,10 +62,8 @@ def test_resume_is_bitwise_and_weights_reshard_exactly(digits: Path, tmp_path: P
     run_on_ranks(train, 2, whole)
     _cut_off_after_two_steps(whole, cut)
     run_on_ranks(train, 2, cut)
-    expected, resumed = (run_on_ranks(_content, 1, config.run_dir)[0] for config in (whole, cut))
-    assert expected.keys() == resumed.keys()
-    assert any(name.startswith("optimizer.") for name in expected)
-    assert not [name for name in expected if not _same(expected[name], resumed[name])]
+    expected = content(whole.run_dir)
+    assert_same(expected, content(cut.run_dir))
 
     layouts = {
         name: layout(**overrides, data__path=digits, precision="bf16")
@@ -146,10 +121,10 @@ def test_a_position_table_of_another_tile_size_is_interpolated(digits: Path, tmp
         model__language__vocab_size=384, model__vision__image_size=48, data__path=digits, precision="bf16"
     )
     ((tensors,),) = run_on_ranks(_exported, 1, [larger], config.run_dir)
-    content = run_on_ranks(_content, 1, config.run_dir)[0]
+    trained = content(config.run_dir)
     key = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
     assert tensors[key].shape == (36, 64)
-    assert torch.equal(tensors[key], fitted_positions(content["vision.position_embedding.weight"], 36, "the run"))
+    assert torch.equal(tensors[key], fitted_positions(trained["vision.position_embedding.weight"], 36, "the run"))
 
 
 def _train_and_tell(config: RunConfig) -> str:
@@ -168,9 +143,8 @@ def test_a_plain_optimizer_resumes_its_own_checkpoints_only(digits: Path, tmp_pa
     run_on_ranks(train, 2, whole)
     _cut_off_after_two_steps(whole, cut)
     run_on_ranks(train, 2, cut)
-    expected, resumed = (run_on_ranks(_content, 1, config.run_dir)[0] for config in (whole, cut))
-    assert expected.keys() == resumed.keys()
-    assert not [name for name in expected if not _same(expected[name], resumed[name])]
+    expected = content(whole.run_dir)
+    assert_same(expected, content(cut.run_dir))
     other = whole.model_copy(update={"optim": whole.optim.model_copy(update={"distributed": True})})
     for message in run_on_ranks(_train_and_tell, 2, other):
         assert "holds the state of a plain optimizer; resume with optim.distributed=false" in message

@@ -22,24 +22,19 @@ from megatron_mm.train.run import Run
 from tests.checkpoints import content
 from tests.ranks import run_on_ranks
 from tests.runs import metrics
-from tests.tiny import tiny_config
+from tests.tiny import digits_config
 
 
 def _config(digits: Path, run_dir: Path, **overrides: Any) -> RunConfig:
     values = {
-        "data__blend": "{digits/easy/thinking: 1, digits/hard/non_thinking: 1}",
-        "model__language__vocab_size": 384,
-        "train__trained": "[vision, projector, language, embeddings]",
         "train__steps": 12,
-        "train__micro_batch": 2,
         "train__log_every": 1,
         "checkpoint__save_every": 4,
         "checkpoint__keep_last": 20,
-        "telemetry__tensorboard": "false",
         "guard__spike_window": 4,
         "guard__max_skips": 2,
     }
-    return tiny_config(data__path=digits, run_dir=run_dir, **{**values, **overrides})
+    return digits_config(digits, run_dir, **{**values, **overrides})
 
 
 def _plant(wrong: Callable[[int], float | None], rank: int) -> None:

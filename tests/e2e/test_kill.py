@@ -49,7 +49,7 @@ def _run_with_kills(digits: Path, run_dir: Path, num_kills: int, seed: int) -> i
         runs.wait_until(lambda goal=goal: runs.steps_done(run_dir) >= goal, process)
         if killed % 3 == 0:
             runs.wait_until(lambda: _is_writing(run_dir), process)
-        time.sleep(draws.uniform(0, 0.3))
+        time.sleep(draws.uniform(0, 0.3))  # any moment of a step or a write
         runs.kill_all(process)
         killed += 1
 

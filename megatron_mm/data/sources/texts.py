@@ -8,7 +8,7 @@ record without pictures, in an answer, or beside pictures that stand as parts of
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from megatron_mm.chat.modes import ANSWER, END_ANSWER, END_THINK, THINK
+from megatron_mm.chat.modes import END_THINK, THINK, bare_answer
 from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.data.records import StoredContent, StoredParts, StoredTurn
 from megatron_mm.data.sources.faults import Fault
@@ -75,12 +75,7 @@ def response_of(text: str) -> tuple[str, str | None]:
         if not closed:
             raise Fault(f"{THINK} without {END_THINK}")
         reasoning = reasoning.strip() or None
-        answer = answer.strip()
-    if answer.startswith(ANSWER) and answer.endswith(END_ANSWER) and len(answer) >= len(ANSWER + END_ANSWER):
-        inside = answer.removeprefix(ANSWER).removesuffix(END_ANSWER)
-        # Two answers side by side are not one that is wrapped.
-        if ANSWER not in inside and END_ANSWER not in inside:
-            answer = inside.strip()
+    answer = bare_answer(answer)
     if not answer:
         raise Fault("empty answer")
     return answer, reasoning

@@ -8,7 +8,7 @@ from PIL import Image
 
 from megatron_mm.chat import modes
 from megatron_mm.chat.images import TileRules
-from megatron_mm.chat.modes import Mode, split_response
+from megatron_mm.chat.modes import Mode, begins_thought, split_response
 from megatron_mm.chat.render import Conversation, Question, Rendering, Response, Sample, render_prompt, render_sample
 from megatron_mm.chat.tokenizer import CONTROL_TOKENS, IMAGE, TURN_END, ChatTokenizer
 from megatron_mm.config.errors import InputError
@@ -97,7 +97,29 @@ def test_an_empty_answer_is_refused(tokenizer: ChatTokenizer) -> None:
         ("<think>\n3+4=", ("3+4=", "")),
         ("<think>", (None, "")),
         ("<think>\na</think>b</think>c", ("a</think>b", "c")),
+        ("<think>\na\n</think><answer> 7 </answer>", ("a", "7")),
+        (
+            "<think>\n\n</think>\n\n<answer>7</answer> or <answer>8</answer>",
+            (None, "<answer>7</answer> or <answer>8</answer>"),
+        ),
+        ("<think>\n\n</think>\n\n<answer>", (None, "<answer>")),
     ],
 )
 def test_split_response(text: str, expected: tuple[str | None, str]) -> None:
     assert split_response(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("<think>\n3+4", True),
+        ("<think>\n", True),
+        ("<think>7", True),
+        ("<think>\n\n</think>\n\n7", False),
+        # As models answer that never learned to close the empty thought.
+        ("<think>\n\n7", False),
+        ("<think></think>7", False),
+    ],
+)
+def test_what_follows_the_think_token_decides_the_mode(text: str, begins: bool) -> None:
+    assert begins_thought(text) is begins

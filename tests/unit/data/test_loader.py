@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from megatron_mm.chat.render import Conversation, Question, Rendering, Response,
 from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.data.decode import decode_with_pillow
+from megatron_mm.data.handover import pack, unpack
 from megatron_mm.data.index import INDEX
-from megatron_mm.data.loader import Form, MicroBatches, collate
+from megatron_mm.data.loader import Batch, Form, MicroBatches, collate
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.data.sources.base import RawSample
 from tests.datasets import encoded, turn, write_dataset
@@ -181,3 +183,25 @@ def test_a_dataset_can_be_sent_to_another_process(digits: Path, tokenizer: ChatT
     sent = pickle.loads(pickle.dumps(dataset))  # noqa: S301 (our own)
     for number in range(5):
         assert torch.equal(sent[number].ids, dataset[number].ids)
+
+
+def test_a_batch_is_handed_over_as_one_block(digits: Path, tokenizer: ChatTokenizer) -> None:
+    batch = replace(_dataset(digits, tokenizer, 0, 1).step(0)[0], tiles=None, order=torch.empty(0, dtype=torch.int64))
+    packed = pack((batch, torch.arange(6).reshape(2, 3).T, torch.tensor(True)))
+    # Tensors keep their type, shape and order, and can be written to.
+    assert packed.block.dtype is torch.uint8
+    for first, _ in packed.places:
+        assert first % 64 == 0
+    assert len(packed.description) < 2000 < len(packed.block)
+    unpacked, turned, flag = unpack(packed)
+    for field in fields(Batch):
+        expected, found = getattr(batch, field.name), getattr(unpacked, field.name)
+        if isinstance(expected, torch.Tensor):
+            assert found.dtype is expected.dtype
+            assert torch.equal(found, expected)
+        else:
+            assert found == expected
+    assert torch.equal(turned, torch.tensor([[0, 3], [1, 4], [2, 5]]))
+    assert flag.item() is True
+    unpacked.ids.add_(1)
+    assert torch.equal(unpacked.ids, batch.ids + 1)

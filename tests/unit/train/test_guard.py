@@ -59,6 +59,25 @@ def test_a_skipped_step_is_not_remembered_and_some_in_a_row_give_up() -> None:
     assert other.num_skipped == 4
 
 
+@pytest.mark.parametrize("window", [20, 128, 1000])
+def test_gradients_that_stay_large_are_no_spike_any_more(window: int) -> None:
+    guard = Guard(GuardConfig(spike_window=window, max_skips=1))
+    for number in range(window):
+        guard.judge(2.0, 1 + 0.05 * (-1) ** number)
+    skipped = [guard.judge(2.0, 5.0) is not None for _ in range(window // 4)]
+    assert skipped[0]
+    assert not skipped[-1]
+    assert sum(skipped) <= 1 + window // 36  # (window - n) / n is the square of the deviations of n equal outliers
+    # Nothing tells against the weights: checkpoints go on, and there is nothing to roll back for.
+    assert guard.is_steady
+    assert not guard.gives_up
+    assert guard.num_skipped == sum(skipped)
+    # Larger still is a spike again, and so is a loss.
+    assert guard.judge(2.0, 1e3) is not None
+    assert guard.judge(2.5, 5.0) is not None
+    assert guard.gives_up
+
+
 def test_a_resumed_guard_judges_as_the_one_before() -> None:
     guard = _settled()
     guard.judge(100.0, 1.0)
