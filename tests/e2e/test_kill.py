@@ -19,6 +19,7 @@ RUN = (
     "precision=bf16",
     "checkpoint.save_every=10",
     "checkpoint.asynchronous=true",
+    "train.micro_batch=4",
 )
 
 
