@@ -357,6 +357,31 @@ class TelemetryConfig(Section):
     )
 
 
+class ObjectiveConfig(Section):
+    """What an update of reinforcement learning maximises (rl/objective.py has formulas and sources)."""
+
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratios below 1 - clip_low gain nothing more")
+    clip_high: float = Field(default=0.2, gt=0, description="ratios above 1 + clip_high gain nothing more")
+    ratio: Literal["token", "sequence"] = Field(default="token", description="sequence is GSPO's")
+    average: Literal["sequence", "token", "constant"] = Field(
+        default="sequence",
+        description="mean of each response and then of all (GRPO), of all tokens (DAPO), or the sum over "
+        "max_response_tokens (Dr. GRPO)",
+    )
+    kl: Literal["none", "loss", "reward"] = Field(
+        default="loss", description="where the divergence from the weights that the run began with is charged"
+    )
+    kl_estimator: Literal["k1", "k3"] = "k3"
+    kl_coef: float = Field(default=1e-2, ge=0)
+    mismatch: Literal["none", "truncate", "mask"] = Field(
+        default="none",
+        description="what is done where the engine's log-probabilities differ from the trainer's: weight tokens by the "
+        "ratio, cut off at mismatch_cap, or leave out those beyond it on either side",
+    )
+    mismatch_cap: float = Field(default=2.0, gt=1)
+    entropy_coef: float = Field(default=0.0, ge=0)
+
+
 class RunConfig(Section):
     """One training run."""
 
