@@ -37,24 +37,20 @@ class Part:
     rows: slice
     multiplies: bool
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its elements."""
+        return getattr(self.module, self.leaf).dtype
+
     def read(self) -> Tensor:
         """The part as it is computed with."""
         parameter = getattr(self.module, self.leaf)
         if not self.multiplies:
             return parameter.data[self.rows]
-        columns = self.module_columns()
-        unit = torch.eye(columns, dtype=parameter.dtype, device=parameter.device)
-        return self.product(unit).T
-
-    def product(self, vectors: Tensor) -> Tensor:
-        """Vectors [N, columns] times the part's transpose: [N, rows]."""
         module: Any = self.module
-        return module.quant_method.apply(module, vectors, None)[:, self.rows]
-
-    def module_columns(self) -> int:
-        """Length of a vector that the module multiplies."""
-        module: Any = self.module
-        return module.embedding_dim if hasattr(module, "embedding_dim") else module.input_size_per_partition
+        columns = module.embedding_dim if hasattr(module, "embedding_dim") else module.input_size_per_partition
+        units = torch.eye(columns, dtype=parameter.dtype, device=parameter.device)
+        return module.quant_method.apply(module, units, None)[:, self.rows].T
 
 
 def load_weights(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -95,9 +91,7 @@ def _part_of(model: Any, modules: dict[str, nn.Module], name: str, shape: tuple[
     (path,) = model.hf_to_vllm_mapper.apply_list([name])
     path, _, leaf = path.rpartition(".")
     parent, _, last = path.rpartition(".")
-    fused, place = next(
-        ((fused, names.index(last)) for fused, names in _FUSED.items() if last in names), (last, 0)
-    )
+    fused, place = next(((fused, names.index(last)) for fused, names in _FUSED.items() if last in names), (last, 0))
     path = f"{parent}.{fused}" if parent else fused
     if path not in modules or leaf not in dict(modules[path].named_parameters(recurse=False)):
         raise KeyError(f"vLLM's model has no {path}.{leaf} for {name}")

@@ -2,4 +2,5 @@
 
 objective.py   what an update maximises: one term a token
 algorithms.py  what to sample for a prompt, and how responses are credited
+exchange.py    the trainer's weights for the engine, and the proof that they arrived
 """
