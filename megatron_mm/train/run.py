@@ -19,7 +19,7 @@ from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.export import export
 from megatron_mm.train.guard import Guard
 from megatron_mm.train.meter import Meter, Mishaps, module_grad_norms, module_rates
-from megatron_mm.train.step import StepResult, train_step
+from megatron_mm.train.step import CrossEntropy, StepResult, train_step
 from megatron_mm.train.stop import StopRequest
 from megatron_mm.train.timing import StepTimer
 from megatron_mm.train.validate import Validation
@@ -97,8 +97,8 @@ class Run:
     def _take_step(self, batches: Sequence[Batch], waited_seconds: float) -> StepResult:
         self.watchdog.at(self.step + 1, "forward, backward and update")
         look = module_grad_norms if self._is_logged(self.step + 1) else None
-        device, num_parts = self.platform.device(), len(self.dataset.parts)
-        result = train_step(self.trainee, batches, device, num_parts, self.guard.judge, look)
+        device, objective = self.platform.device(), CrossEntropy(len(self.dataset.parts))
+        result = train_step(self.trainee, batches, device, objective, self.guard.judge, look)
         self.step += 1
         self.data_step += 1
         self.meter.add(result, batches, waited_seconds)
