@@ -11,9 +11,10 @@ reasoning capabilities" (arXiv 2508.21113v2, appendix B.2). Here, in miniature a
    forced (`<think>\\n`), and in auto mode (`<think>`), where the model decides. And, with plain answers, easy questions
    about held-out pictures: joint training has to be of some use.
 
-Joint training is done at two learning rates. The low one stands for the paper's, 4e-5 for a released model: 1/30 of the
-rate that our language model was made with. The high one is that of mini/stage3, whose own data has thoughts in it; a
-mask cannot help where the rate itself wipes out what no sample asks for.
+Joint training is done at two learning rates; the low one was chosen after the high one had failed. The low one stands
+for the paper's, 4e-5 for a released model: it is 1/30 of the rate that our language model was made with. The high one
+is that of mini/stage3, whose own data has thoughts in it; a mask cannot help where the rate itself wipes out what no
+sample asks for.
 
 What is done is kept in runs/no_think_mask; the same command goes on from there.
 """
