@@ -379,7 +379,12 @@ class ObjectiveConfig(Section):
         "ratio, cut off at mismatch_cap, or leave out those beyond it on either side",
     )
     mismatch_cap: float = Field(default=2.0, gt=1)
-    entropy_coef: float = Field(default=0.0, ge=0)
+    entropy_coef: float = Field(default=0.0, ge=0, description="gain of an update for a nat of a token's entropy")
+    mask_trigger_tokens: bool = Field(
+        default=False,
+        description="do not train the tokens that force a mode. R-4B's text can be read so, but then nothing teaches "
+        "the decision to think",
+    )
 
 
 class RunConfig(Section):

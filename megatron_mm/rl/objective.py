@@ -3,6 +3,7 @@
 Legend: N tokens of responses on this rank, R responses of the mini-batch over all ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,12 @@ class Tokens:
     advantages: Tensor
     weights: Tensor
     responses: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Tokens":
+        """All of it changed: moved, or put into another order."""
+        reference = None if self.reference is None else change(self.reference)
+        old, sampled, advantages = change(self.old), change(self.sampled), change(self.advantages)
+        return Tokens(old, sampled, reference, advantages, change(self.weights), change(self.responses))
 
 
 @dataclass(frozen=True, slots=True)

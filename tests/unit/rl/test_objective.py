@@ -103,12 +103,7 @@ def _by_us(config: ObjectiveConfig, case: dict[str, list[Tensor]], logits: list[
     entropies = -(distributions.exp() * distributions).sum(-1)
     # In another order than the responses', as packs hold them.
     order = torch.randperm(len(logprobs), generator=torch.Generator().manual_seed(1))
-    tokens = Tokens(
-        **{
-            name: None if (value := getattr(tokens, name)) is None else value[order]
-            for name in Tokens.__dataclass_fields__
-        }
-    )
+    tokens = tokens.map(lambda tensor: tensor[order])
     return policy_terms(config, logprobs[order], tokens, entropies[order]).loss.sum()
 
 
@@ -170,6 +165,10 @@ def test_the_cases_meet_every_bound() -> None:
 
 def test_weights_of_tokens_add_up() -> None:
     lengths = torch.tensor(LENGTHS)
-    for average, total in (("sequence", 1.0), ("token", 1.0), ("constant", sum(LENGTHS) / 40)):
-        weights = token_weights(ObjectiveConfig(average=average), lengths, MAX_RESPONSE_TOKENS)
+    for config, total in (
+        (ObjectiveConfig(average="sequence"), 1.0),
+        (ObjectiveConfig(average="token"), 1.0),
+        (ObjectiveConfig(average="constant"), sum(LENGTHS) / 40),
+    ):
+        weights = token_weights(config, lengths, MAX_RESPONSE_TOKENS)
         assert float((weights * lengths).sum()) == pytest.approx(total)
