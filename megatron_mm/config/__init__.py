@@ -3,5 +3,7 @@
 errors.py   InputError, what a user sees when something given to us is wrong
 schema.py   the sections of a run's config, frozen, unknown keys forbidden
 layout.py   which parallel layouts a model and a batch admit
+prepare.py  the sources of a data set
+flops.py    floating-point operations of a model
 load.py     recipe + files + overrides -> RunConfig, all faults reported at once
 """

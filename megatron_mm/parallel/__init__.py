@@ -5,4 +5,5 @@ state.py       process groups: start, ask, end
 launch.py      starting ranks on this machine
 failure.py     what ended a rank
 output.py      what ranks print: a log each, and the terminal
+watchdog.py    who hangs where
 """

@@ -3,6 +3,7 @@
 gpus.py        memory, speed and links of the GPUs that are known, with the source of each number
 load.py        what a micro-batch is assumed to hold
 parameters.py  parameters of each module, over the model and on a rank
+activations.py what a layer keeps for the backward pass
 memory.py      memory of a rank of each pipeline stage, by part
 traffic.py     bytes that a rank sends in a step, by kind and link
 steptime.py    operations and seconds of a step

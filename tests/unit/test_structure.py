@@ -111,3 +111,24 @@ def test_only_the_platform_asks_which_machine_this_is() -> None:
         for line in _machine_branches(path.read_text(encoding="utf-8"))
     ]
     assert not found
+
+
+def _unlisted(package: Path) -> list[str]:
+    """Modules that their package's first lines do not name, where these list modules."""
+    found = []
+    for init in sorted(package.rglob("__init__.py")):
+        first_lines = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        names = {path.name for path in init.parent.glob("*.py")} - {"__init__.py"}
+        if any(name in first_lines for name in names):
+            found += [str(init.parent / name) for name in sorted(names) if name not in first_lines]
+    return found
+
+
+def test_packages_say_what_their_modules_are_for() -> None:
+    assert not _unlisted(PACKAGE)
+
+
+def test_a_module_that_is_not_listed_is_found(tmp_path: Path) -> None:
+    package = _copy(tmp_path) / "megatron_mm"
+    (package / "data" / "extra.py").touch()
+    assert _unlisted(package) == [str(package / "data" / "extra.py")]
