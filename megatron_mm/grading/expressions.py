@@ -213,7 +213,7 @@ def _without_names(answer: str, reference: str) -> tuple[str, str]:
         match = _ASSIGNED.fullmatch(text)
         names.append(_squeezed(match[1]) if match else "")
         values.append(match[2].strip() if match else text)
-    if all(names) and names[0] != names[1]:
+    if "=" in answer and "=" in reference and names[0] != names[1]:
         return answer, reference
     return values[0], values[1]
 
@@ -248,9 +248,9 @@ def _verify(answer: str, reference: str) -> bool:
         return False
     try:
         # The time is limited from outside: math-verify's own limit is a signal, which C code does not hear.
-        return verify(
+        return _same_equation(expected[0], given[0]) or verify(
             expected, given, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True
-        ) or _same_equation(expected[0], given[0])
+        )
     except (MemoryError, RecursionError):
         raise
     except Exception:  # noqa: BLE001 - sympy raises of every kind for what it cannot compare
@@ -261,7 +261,7 @@ def _same_equation(one: Any, other: Any) -> bool:
     """Whether one equation is a multiple of the other, which math-verify tells for some only."""
     if not (isinstance(one, Eq) and isinstance(other, Eq)):
         return False
-    ratio = simplify((one.lhs - one.rhs) / (other.lhs - other.rhs))
+    ratio = simplify((one.lhs - one.rhs) / (other.lhs - other.rhs))  # pyright: ignore[reportOperatorIssue]
     return bool(ratio.is_number and ratio.is_finite and ratio.is_nonzero)
 
 

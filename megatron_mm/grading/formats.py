@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_mm.chat.modes import ANSWER, END_ANSWER, END_THINK, THINK, split_response
+from megatron_mm.chat.modes import ANSWER, END_ANSWER, END_THINK, THINK, bare_answer, split_response
 
 _TAGS = (THINK, END_THINK, ANSWER, END_ANSWER)
 _AT_TAGS = re.compile("(" + "|".join(map(re.escape, _TAGS)) + ")")
 # What Vision-R1's cold start writes before an answer (arXiv 2503.06749v4, Figs. 4, 6, 7), in bold or not.
 _FINAL_ANSWER = re.compile(r"\A\s*(?:\*\*)?Final Answer:?(?:\*\*)?\s*", re.IGNORECASE)
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -55,11 +55,11 @@ def tagged(response: str) -> str | None:
 
 def think(response: str) -> str | None:
     """What follows the thought in `<think>..</think>answer`; the thought may be empty."""
-    parts = _AT_TAGS.split(response.strip(), maxsplit=len(_TAGS) + 1)
-    if tuple(parts[1:4:2]) != (THINK, END_THINK) or parts[0]:
+    parts = _AT_TAGS.split(response, maxsplit=2)
+    if tuple(parts[1::2]) != (THINK, END_THINK) or parts[0].strip():
         return None
-    # A second thought, or an answer that is more than wrapped as a whole.
-    answer = after_thought(response)
+    answer = bare_answer(parts[4])
+    # Tags that are left: a second thought, or an answer that is more than wrapped as a whole.
     return answer if answer and not _AT_TAGS.search(answer) else None
 
 
