@@ -1,9 +1,9 @@
 """Graders: do they agree with people, and does anything stop them?
 
-The labelled pairs of tests/unit/grading/pairs.jsonl, 10,000 random strings and 200 hostile ones (tests/hostile.py), each
-graded as the answer of a response by a pool of one worker with the limits that runs have. The seconds that are held
-against the bar are processor time, which is what an answer is limited in: by the clock a busy machine takes longer, and
-that figure informs only.
+The labelled pairs of tests/unit/grading/pairs.jsonl, 10,000 random strings and 200 hostile ones (tests/hostile.py),
+each graded as the answer of a response by a pool of one worker with the limits that runs have. The seconds that are
+held against the bar are processor time, which is what an answer is limited in; by the clock a busy machine takes
+longer, and that figure informs only.
 """
 
 import json

@@ -37,6 +37,8 @@ _REPLACED = [
     (re.compile("°"), r"^{\\circ}"),
     (re.compile("≤|<=|\\\\leq(?![a-z])|\\\\leqslant"), r"\\le "),
     (re.compile("≥|>=|\\\\geq(?![a-z])|\\\\geqslant"), r"\\ge "),
+    (re.compile(r"\\lt(?![a-z])"), "<"),
+    (re.compile(r"\\gt(?![a-z])"), ">"),
     (re.compile("≠|!=|\\\\neq(?![a-z])"), r"\\ne "),
     (re.compile("∪"), r"\\cup "),
     (re.compile("∩"), r"\\cap "),
@@ -62,17 +64,16 @@ _OPENING, _CLOSING = "([{" + _SET[0], ")]}" + _SET[1]
 _BETWEEN = re.compile(r"\\(?:text|mathrm)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|;")
 _ELEMENT_OF = re.compile(r"\A\s*[A-Za-z]\s*\\in\b")
 # `AB`, `x_1`, `f(x)`, `m\angle A`: what may stand before an equals sign without saying anything.
-_NAME = re.compile(r"\s*(?:m\s*)?(?:\\[a-z]+\s+)?[A-Za-z]+(?:_\w|_\{\w+\})?(?:\([a-z]\))?\s*")
+_NAME = re.compile(r"\s*(?:m\s*)?(?:\\(?:angle|triangle)\s+)?[A-Za-z]+(?:_\w|_\{\w+\})?(?:\([a-z]\))?\s*")
 _ASSIGNED = re.compile(rf"({_NAME.pattern})(?<![<>!])=(?!=)([^=<>]*)")
-_BELOW, _ABOVE = r"(<|\\le(?![a-z]))", r"(>|\\ge(?![a-z]))"
+_SIGNS = {"<": r"<|\\le(?![a-z])", ">": r">|\\ge(?![a-z])"}
+# x < a, a < x < b and the like, in both directions.
 _RELATIONS = [
-    # x < a, x > a, a < x, a > x, a < x < b -> interval
-    (re.compile(rf"\s*[a-z]\s*{_BELOW}([^<>]+)"), lambda m: _interval("<", r"-\infty", m[2], m[1])),
-    (re.compile(rf"\s*[a-z]\s*{_ABOVE}([^<>]+)"), lambda m: _interval(m[1], m[2], r"\infty", "<")),
-    (re.compile(rf"([^<>]+?){_BELOW}\s*[a-z]\s*"), lambda m: _interval(m[2], m[1], r"\infty", "<")),
-    (re.compile(rf"([^<>]+?){_ABOVE}\s*[a-z]\s*"), lambda m: _interval("<", r"-\infty", m[1], m[2])),
-    (re.compile(rf"([^<>]+?){_BELOW}\s*[a-z]\s*{_BELOW}([^<>]+)"), lambda m: _interval(m[2], m[1], m[4], m[3])),
-    (re.compile(rf"([^<>]+?){_ABOVE}\s*[a-z]\s*{_ABOVE}([^<>]+)"), lambda m: _interval(m[3], m[4], m[1], m[2])),
+    re.compile(
+        rf"(?:(?P<{first}>[^<>]+?)(?P<{first}_sign>{sign}))?"
+        rf"\s*(?P<name>[a-z])\s*(?:(?P<{last}_sign>{sign})(?P<{last}>[^<>]+))?"
+    )
+    for first, sign, last in (("start", _SIGNS["<"], "end"), ("end", _SIGNS[">"], "start"))
 ]
 _UNIT_BEHIND = re.compile(
     r"(?P<value>.*[\d})a-z])\s*(?:\\(?:text|mathrm|mbox)\s*\{(?P<inside>[^{}]*)\}|\s(?P<plain>[A-Za-z]+))"
@@ -89,10 +90,12 @@ class _Parts:
 
     Attributes:
         brackets: those of a tuple or interval; empty where the order of the parts does not count.
+        variable: that lies in the interval, if it is named.
     """
 
     brackets: str
     parts: tuple[str, ...]
+    variable: str = ""
 
 
 def equal_expressions(answer: str, reference: str, tolerance: Tolerance) -> bool:
@@ -123,7 +126,7 @@ def _equal_parts(answer: _Parts, reference: _Parts, tolerance: Tolerance) -> boo
         # x = 1, y = 2 for the point (1, 2)
         first, second = _point(answer), _point(reference)
         return first is not None and second is not None and _equal_parts(first, second, tolerance)
-    if len(answer.parts) != len(reference.parts):
+    if len(answer.parts) != len(reference.parts) or len({answer.variable, reference.variable} - {""}) > 1:
         return False
     if answer.brackets:
         pairs = zip(answer.parts, reference.parts, strict=True)
@@ -161,9 +164,9 @@ def _parts(text: str) -> _Parts | None:
         return _Parts("", tuple(elements))
     if "\\pm" in text and text.count("\\pm") == 1:
         return _Parts("", tuple(text.replace("\\pm", sign) for sign in ("+", "-")))
-    for relation, interval in _RELATIONS:
-        if match := relation.fullmatch(text):
-            return interval(match)
+    for relation in _RELATIONS:
+        if (match := relation.fullmatch(text)) and (match["start"] or match["end"]):
+            return _interval(match)
     brackets = text[:1] + text[-1:]
     if len(text) < 2 or brackets[0] not in _OPENING or brackets[1] not in _CLOSING or not _is_enclosed(text):
         return None
@@ -201,9 +204,12 @@ def _is_enclosed(text: str) -> bool:
     return False
 
 
-def _interval(left: str, start: str, end: str, right: str) -> _Parts:
-    """An interval; a bound that is not strict is in it."""
-    return _Parts(("(" if left in "<>" else "[") + (")" if right in "<>" else "]"), (start.strip(), end.strip()))
+def _interval(relation: re.Match[str]) -> _Parts:
+    """What a relation leaves to its variable; a bound is in it unless its sign is strict."""
+    start, end = (relation["start"] or r"-\infty").strip(), (relation["end"] or r"\infty").strip()
+    opening = "(" if (relation["start_sign"] or "<") in "<>" else "["
+    closing = ")" if (relation["end_sign"] or "<") in "<>" else "]"
+    return _Parts(opening + closing, (start, end), relation["name"])
 
 
 def _without_names(answer: str, reference: str) -> tuple[str, str]:
