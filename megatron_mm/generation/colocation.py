@@ -40,3 +40,10 @@ def kept_apart() -> Iterator[None]:
         # All ranks have opened it by now; without a name it goes with the last of them.
         for name in made:
             (_SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def keep_process_groups(llm: Any) -> None:
+    """Have an engine go with its process: its own end would take the whole job's process group with it."""
+    finalizer = getattr(llm.llm_engine.engine_core, "_finalizer", None)
+    if finalizer is not None:
+        finalizer.detach()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_mm.chat.render import Prompt
 from megatron_mm.config.errors import InputError
-from megatron_mm.generation.colocation import kept_apart
+from megatron_mm.generation.colocation import keep_process_groups, kept_apart
 from megatron_mm.generation.weights import Part, find_parts, load_weights, uncovered
 
 # Read by vLLM when it is imported or its engine is made.
@@ -117,6 +117,8 @@ class Engine:
                 skip_mm_profiling=True,
                 **colocated,
             )
+        if ranks is not None:
+            keep_process_groups(self._llm)
         self._image = self._llm.llm_engine.model_config.hf_config.image_token_index
 
     def generate(

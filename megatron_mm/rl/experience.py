@@ -1,7 +1,7 @@
 """Responses that were drawn and credited -> micro-batches of one data-parallel rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +16,7 @@ from megatron_mm.config.layout import sample_multiple
 from megatron_mm.config.schema import ObjectiveConfig, RunConfig
 from megatron_mm.data.loader import Batch, Form, collate
 from megatron_mm.data.plan import balanced
+from megatron_mm.grading.rewards import Grade
 from megatron_mm.models.packing import zigzag
 from megatron_mm.rl.objective import Tokens, token_weights
 
@@ -25,22 +26,27 @@ class Rollout:
     """A response.
 
     Attributes:
-        prompt: up to and including `<think>`.
+        row: of the question.
+        prompt_tokens, prompt_tiles: of the prompt, up to and including `<think>`.
         mode: that the response was drawn in.
         given: ids behind the prompt that force the mode, none in auto mode.
         drawn: ids that the engine drew, the end of turn included where it was reached.
         logprobs: of each under the engine, in nats.
         text: of the whole response, `<think>` included, the end of turn not.
         finished: false where the limit of tokens cut it off.
+        grade: what it is worth.
     """
 
-    prompt: Prompt
+    row: int
+    prompt_tokens: int
+    prompt_tiles: int
     mode: Mode
     given: tuple[int, ...]
     drawn: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finished: bool
+    grade: Grade
 
     def skipped(self, config: ObjectiveConfig) -> int:
         """Tokens at its beginning that are not trained."""
@@ -64,7 +70,7 @@ class RolloutBatch(Batch):
 
 def micro_batches(
     rollouts: Sequence[Rollout],
-    advantages: Sequence[float],
+    prompt_of: Callable[[int], Prompt],
     config: RunConfig,
     objective: ObjectiveConfig,
     max_response_tokens: int,
@@ -75,11 +81,11 @@ def micro_batches(
 ) -> list[RolloutBatch]:
     """This data-parallel rank's part of a mini-batch: as many micro-batches on every rank, alike in cost.
 
-    The log-probabilities before the update are not known yet; they stand as zeros.
+    Log-probabilities before the update and advantages are not known yet; they stand as zeros.
 
     Args:
         rollouts: the whole mini-batch, at least one a rank.
-        advantages: of each.
+        prompt_of: the prompt of a row.
         config: of the run.
         objective: of the update.
         max_response_tokens: longest response.
@@ -89,20 +95,20 @@ def micro_batches(
     """
     lengths = torch.tensor([one.num_trained(objective) for one in rollouts])
     weights = token_weights(objective, lengths, max_response_tokens).float()
-    credit = torch.tensor(advantages, dtype=torch.float32)
-    samples = [_sample(one, one.skipped(objective)) for one in rollouts]
     patches, form = config.model.vision.patches_per_tile, Form.of_run(config)
     made = []
-    for unit in balanced_units(samples, config, num_ranks)[rank]:
-        batch = collate([samples[number] for number in unit], pad, patches, form)
+    for unit in balanced_units(rollouts, config, num_ranks)[rank]:
+        chosen = [rollouts[number] for number in unit]
+        samples = [_sample(one, prompt_of(one.row), one.skipped(objective)) for one in chosen]
+        batch = collate(samples, pad, patches, form)
         responses = torch.tensor(unit).repeat_interleave(lengths[unit])
-        sampled = [logprob for number in unit for logprob in _of_engine(rollouts[number], objective)]
+        sampled = [logprob for one in chosen for logprob in _of_engine(one, objective)]
         order = _order(batch, context)
         tokens = Tokens(
             old=torch.zeros(len(order)),
             sampled=torch.tensor(sampled)[order],
             reference=None,
-            advantages=credit[responses][order],
+            advantages=torch.zeros(len(order)),
             weights=weights[responses][order],
             responses=responses[order],
         )
@@ -111,10 +117,10 @@ def micro_batches(
     return made
 
 
-def balanced_units(samples: Sequence[Sample], config: RunConfig, num_ranks: int) -> list[list[list[int]]]:
-    """Numbers of the samples of each micro-batch of each rank."""
-    lengths = np.array([len(sample.ids) - 1 for sample in samples])
-    tiles = np.array([len(sample.tiles) for sample in samples])
+def balanced_units(rollouts: Sequence[Rollout], config: RunConfig, num_ranks: int) -> list[list[list[int]]]:
+    """Numbers of the responses of each micro-batch of each rank."""
+    lengths = np.array([one.prompt_tokens + len(one.given) + len(one.drawn) - 1 for one in rollouts])
+    tiles = np.array([one.prompt_tiles for one in rollouts])
     if config.data.packed:
         from megatron_mm.data.packing import best_fit  # Numba, which must not be there before vLLM is
 
@@ -127,7 +133,10 @@ def balanced_units(samples: Sequence[Sample], config: RunConfig, num_ranks: int)
         # Alike in length, so that little is padded.
         order, size = np.argsort(-lengths, kind="stable").tolist(), config.train.micro_batch
         units = [order[first : first + size] for first in range(0, len(order), size)]
-    while len(units) % num_ranks:
+    # Interleaved stages work on micro-batches in groups.
+    parallel = config.parallel
+    count = num_ranks * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
+    while len(units) % count:
         largest = max(range(len(units)), key=lambda unit: len(units[unit]))
         unit = units[largest]
         units[largest : largest + 1] = [unit[: len(unit) // 2], unit[len(unit) // 2 :]]
@@ -137,8 +146,7 @@ def balanced_units(samples: Sequence[Sample], config: RunConfig, num_ranks: int)
     return [[units[number] for number in share] for share in balanced(np.array(costs), num_ranks)]
 
 
-def _sample(rollout: Rollout, skipped: int) -> Sample:
-    prompt = rollout.prompt
+def _sample(rollout: Rollout, prompt: Prompt, skipped: int) -> Sample:
     ids = np.concatenate([prompt.ids, np.array([*rollout.given, *rollout.drawn], np.int64)])
     trained = np.zeros(len(ids), bool)
     trained[len(prompt.ids) + skipped :] = True

@@ -76,10 +76,10 @@ def score(trainee: Trainee, batches: Sequence[RolloutBatch], device: torch.devic
     return [found.cpu() for found in scores.found]
 
 
-def with_logprobs(batches: Sequence[RolloutBatch], **logprobs: Sequence[Tensor]) -> list[RolloutBatch]:
-    """The same micro-batches with `old` or `reference` log-probabilities of their tokens."""
+def with_values(batches: Sequence[RolloutBatch], **values: Sequence[Tensor]) -> list[RolloutBatch]:
+    """The same micro-batches with other values of their tokens: old, reference, advantages."""
     made = list(batches)
-    for name, of_batches in logprobs.items():
+    for name, of_batches in values.items():
         pairs = zip(made, of_batches, strict=True)
         made = [replace(batch, tokens=replace(batch.tokens, **{name: one})) for batch, one in pairs]
     return made

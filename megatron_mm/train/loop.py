@@ -29,13 +29,12 @@ from megatron_mm.train.stop import StopRequest, stop_signals
 
 
 class Job(Protocol):
-    """A kind of run.
+    """A kind of run."""
 
-    Attributes:
-        wants_initial_weights: whether it looks at the weights that the run began with whenever it is started.
-    """
-
-    wants_initial_weights: bool
+    @property
+    def wants_initial_weights(self) -> bool:
+        """Whether it looks at the weights that the run began with whenever it is started."""
+        ...
 
     @property
     def fingerprint(self) -> str:

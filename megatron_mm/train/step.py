@@ -107,6 +107,9 @@ def train_step(
     objective: Objective = CrossEntropy(),  # noqa: B008
     judge: Judge | None = None,
     look: Callable[[Trainee], dict[str, float]] | None = None,
+    *,
+    advances: bool = True,
+    rate: float = 1.0,
 ) -> StepResult:
     """Forward, backward, update.
 
@@ -117,12 +120,17 @@ def train_step(
         objective: what is minimised.
         judge: says whether the update is made; the same on every rank, since loss and norm are.
         look: at the gradients before they are clipped; what it finds is `module_norms`.
+        advances: False for further updates of the same step, which learn at its rates.
+        rate: learning rates are those of the schedule times this.
     """
     for chunk in trainee.ddp:
         chunk.zero_grad_buffer()
     trainee.optimizer.zero_grad()
     totals = forward_backward(trainee, batches, device, objective)
-    trainee.scheduler.step(1)
+    if advances:
+        trainee.scheduler.step(1)
+        for group in trainee.optimizer.param_groups:
+            group["lr"] *= rate
     trainee.optimizer.prepare_grads()
     grad_norm = float(trainee.optimizer.get_grad_norm() or 0.0)
     loss_sum, num_tokens = totals[0].tolist()

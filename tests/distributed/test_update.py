@@ -19,7 +19,7 @@ from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.rl.experience import Rollout, micro_batches
-from megatron_mm.rl.update import PolicyLoss, Reference, score, with_logprobs
+from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
 from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.step import forward_backward
 from megatron_mm.weights.stream import from_hf
@@ -105,9 +105,9 @@ def _update(
     trainee.chunks[-1].language.makes_entropies = objective.entropy_coef > 0
     now = score(trainee, batches, device)
     # Smooth functions of the token's own log-probability, so that they are the same in every layout.
-    batches = with_logprobs(batches, old=[one + 0.3 * torch.sin(3 * one) for one in now])
+    batches = with_values(batches, old=[one + 0.3 * torch.sin(3 * one) for one in now])
     if objective.kl == "loss":
-        batches = with_logprobs(batches, reference=[one + 0.2 * torch.cos(2 * one) for one in now])
+        batches = with_values(batches, reference=[one + 0.2 * torch.cos(2 * one) for one in now])
     # Near the engine's too, or every weight would be cut off.
     batches = [
         replace(
