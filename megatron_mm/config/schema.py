@@ -279,6 +279,15 @@ class TrainConfig(Section):
     )
     validate_batches: int = Field(default=8, gt=0, description="global batches of it that are looked at")
 
+    def is_validated(self, step: int) -> bool:
+        """Whether the held-out split is looked at after so many steps."""
+        every = self.validate_every
+        return every is not None and (step % every == 0 or step == self.steps)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics are recorded after so many steps."""
+        return step % self.log_every == 0 or step == self.steps or self.is_validated(step)
+
 
 class ModuleRate(Section):
     """Learning rate of one module; left out, min_lr equals lr: it stays constant after warm-up."""
@@ -433,6 +442,9 @@ class ReinforceConfig(Section):
     by_deviation: bool = Field(default=True, description="divide advantages by the group's standard deviation")
     max_draws: int = Field(
         default=1, gt=0, description="global batches that may be drawn until enough prompts tell responses apart"
+    )
+    heldout_questions: int = Field(
+        default=100, gt=0, description="of each part of the held-out split that are asked every train.validate_every"
     )
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()

@@ -8,6 +8,7 @@ experience.py  responses -> micro-batches
 update.py      log-probabilities, and the loss of an update
 exchange.py    the trainer's weights for the engine, and the proof that they arrived
 practice.py    what a step does
+heldout.py     how held-out questions are answered meanwhile
 report.py      figures of the steps, and their responses
 job.py         a run
 """

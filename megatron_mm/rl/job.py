@@ -19,6 +19,7 @@ from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
 from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
 from megatron_mm.rl.exchange import WeightExchange
+from megatron_mm.rl.heldout import HeldOut
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report
@@ -54,6 +55,8 @@ class ReinforceJob:
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
         check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
         self._questions = Questions(config, data, tokenizer)
+        is_validated = config.train.validate_every is not None
+        self._held_out = HeldOut(config, data, config.rl.heldout_questions) if is_validated else None
         self._reference: Reference | None = None
 
     @property
@@ -107,6 +110,7 @@ class ReinforceJob:
             guard=guard,
             watchdog=watchdog,
             report=Report(),
+            held_out=self._held_out,
             pad=self._tokenizer.control(PAD),
         )
 

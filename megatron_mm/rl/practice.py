@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from megatron_mm.config.schema import ReinforceConfig, RunConfig, StageConfig
+from megatron_mm.generation.engine import Sampling
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
 from megatron_mm.rl.algorithms import Algorithm, is_flat
 from megatron_mm.rl.exchange import StaleWeightsError, WeightExchange
 from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
+from megatron_mm.rl.heldout import HeldOut
 from megatron_mm.rl.objective import divergence
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report, write_rollouts
@@ -31,6 +33,7 @@ class Practice:
 
     Attributes:
         reference: the weights that the run began with; None where nothing is compared with them.
+        held_out: None where train.validate_every is left out.
         pad: id that fills up.
     """
 
@@ -46,6 +49,7 @@ class Practice:
     guard: Guard
     watchdog: Watchdog
     report: Report
+    held_out: HeldOut | None
     pad: int
     num_exchanges: int = 0
 
@@ -73,21 +77,25 @@ class Practice:
 
     def metrics(self, place: Place, result: StepResult) -> dict[str, float]:
         """See Work."""
-        del place
+        held_out = {}
+        if self.held_out is not None and self.config.train.is_validated(place.step):
+            with self._part(place.step, "validation"):
+                held_out = self.held_out.run(self.sampler, self.rl.stage(place.step - 1).max_response_tokens)
         rate = max(group["lr"] for group in self.trainee.optimizer.param_groups)
         learned = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": rate}
         counted = {"skipped_updates": self.guard.num_skipped, "rollbacks": self.guard.num_rollbacks}
-        return {**learned, "trained_tokens": result.trained_tokens, **self.report.metrics(), **counted}
+        return {**learned, "trained_tokens": result.trained_tokens, **self.report.metrics(), **held_out, **counted}
 
     def _draw(self, place: Place, stage: StageConfig) -> tuple[list[list[Rollout]], int]:
         """Groups of responses, and how many steps of the plan they took: more where flat ones are passed over."""
         modes = self.algorithm.modes(stage.group_size)
+        sampling = Sampling(stage.max_response_tokens, stage.temperature, stage.top_p)
         kept: list[list[Rollout]] = []
         groups: list[list[Rollout]] = []
         for draw in range(self.rl.max_draws):
             data_step = place.data_step + draw
             with self._part(place.step, "rollout"):
-                groups = self.sampler.draw(self.questions.rows(data_step), modes, stage, data_step)
+                groups = self.sampler.draw(self.questions.rows(data_step), modes, sampling, data_step)
             flat = is_flat(_rewards(groups)).tolist()
             self.report.count_draw(flat)
             if self.rl.max_draws == 1:

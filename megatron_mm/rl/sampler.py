@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 from megatron_mm.chat import modes
 from megatron_mm.chat.modes import Mode
-from megatron_mm.config.schema import StageConfig
 from megatron_mm.generation.engine import Engine, Sampling
 from megatron_mm.grading.rewards import Grade, Submission
 from megatron_mm.grading.workers import Graders
@@ -29,11 +28,11 @@ class Sampler:
 
     def __init__(self, engine: Engine, ranks: int, questions: Questions, graders: Graders | None, seed: int):
         self._engine, self._questions, self._graders, self._seed = engine, questions, graders, seed
-        self._number, self._is_first = divmod(dist.get_rank(), ranks)[0], dist.get_rank() % ranks == 0
+        self._number, self._is_first = dist.get_rank() // ranks, dist.get_rank() % ranks == 0
         self._num_engines = dist.get_world_size() // ranks
 
     def draw(
-        self, rows: Sequence[int], modes_of: Sequence[Mode], stage: StageConfig, data_step: int
+        self, rows: Sequence[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout]]:
         """The responses to each question, in the order of `modes_of`, on all ranks; all of them do it together.
 
@@ -43,20 +42,20 @@ class Sampler:
         Args:
             rows: of the questions.
             modes_of: mode of each response to a question.
-            stage: how responses are drawn.
+            sampling: how responses are drawn, but for their number and seed.
             data_step: of the plan.
         """
         # Questions with much to read are shared out first.
         tokens = self._questions.plan.sizes.tokens[list(rows)]
         mine = np.argsort(-tokens, kind="stable")[self._number :: self._num_engines].tolist()
-        drawn = self._draw([rows[number] for number in mine], modes_of, stage, data_step)
+        drawn = self._draw([rows[number] for number in mine], modes_of, sampling, data_step)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, list(zip(mine, drawn, strict=True)) if self._is_first else [])
         groups = dict(group for of_rank in gathered for group in of_rank)
         return [groups[number] for number in range(len(rows))]
 
     def _draw(
-        self, rows: list[int], modes_of: Sequence[Mode], stage: StageConfig, data_step: int
+        self, rows: list[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout]]:
         wanted = {mode: modes_of.count(mode) for mode in dict.fromkeys(modes_of)}
         asked = [self._questions.ask(row) for row in rows]
@@ -67,7 +66,7 @@ class Sampler:
                 prompts.append(_forced(one, mode))
                 pictures.append(one.question.pictures)
                 seed = int(seeds.generate_state(1)[0])
-                samplings.append(Sampling(stage.max_response_tokens, stage.temperature, stage.top_p, count, seed))
+                samplings.append(replace(sampling, count=count, seed=seed))
         completions = iter(self._engine.sample(prompts, pictures, samplings))
         groups = []
         for row, one in zip(rows, asked, strict=True):

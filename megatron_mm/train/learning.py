@@ -99,8 +99,7 @@ class Learning:
         """See Work."""
         part_seconds = self._timer.take()
         validated = {}
-        every = self._config.train.validate_every
-        if every is not None and (place.step % every == 0 or place.step == self._config.train.steps):
+        if self._config.train.is_validated(place.step):
             assert self._validation is not None
             self._watchdog.at(place.step, "validation")
             validated = self._validation.run(self._trainee, self._platform.device())

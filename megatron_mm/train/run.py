@@ -100,14 +100,14 @@ class Run:
         return self.place.step
 
     def _take_step(self) -> StepResult:
-        result, used = self.work.take_step(self.place, is_logged=self._is_logged(self.step + 1))
+        result, used = self.work.take_step(self.place, is_logged=self.config.train.is_logged(self.step + 1))
         self.place = Place(self.step + 1, self.place.data_step + used)
         if result.skipped is not None:
             self.telemetry.warn(f"step {self.step}: no update, since {result.skipped}", step=self.step)
         return result
 
     def _after_step(self, result: StepResult) -> None:
-        if self._is_logged(self.step):
+        if self.config.train.is_logged(self.step):
             self._log(result)
         every = self.config.checkpoint
         if self._is_due(every.save_every) and self.guard.is_steady:
@@ -173,8 +173,3 @@ class Run:
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 and self.step != self.config.train.steps
-
-    def _is_logged(self, step: int) -> bool:
-        every = self.config.train
-        is_validated = every.validate_every is not None and step % every.validate_every == 0
-        return step % every.log_every == 0 or step == every.steps or is_validated
