@@ -443,6 +443,7 @@ class ReinforceConfig(Section):
     max_draws: int = Field(
         default=1, gt=0, description="global batches that may be drawn until enough prompts tell responses apart"
     )
+    system_prompt: str | None = Field(default=None, description="before every question")
     heldout_questions: int = Field(
         default=100, gt=0, description="of each part of the held-out split that are asked every train.validate_every"
     )

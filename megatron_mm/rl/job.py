@@ -103,7 +103,7 @@ class ReinforceJob:
             platform=self._platform,
             trainee=trainee,
             questions=self._questions,
-            sampler=Sampler(engine, rollout.ranks, self._questions, graders, self._config.seed),
+            sampler=Sampler(engine, rollout.ranks, self._questions, self._tokenizer, graders, self._config.seed),
             exchange=WeightExchange(trainee.chunks, model_table(self._config.model), engine),
             algorithm=make_algorithm(self._rl),
             reference=self._reference,

@@ -21,7 +21,6 @@ class Asked:
         name: of the sample.
         part: of the data, such as "math/non_thinking".
         prompt: up to and including `<think>`.
-        triggers: ids behind the prompt that force each mode.
         reference: the right answer.
     """
 
@@ -29,7 +28,6 @@ class Asked:
     part: str
     question: Question
     prompt: Prompt
-    triggers: dict[Mode, tuple[int, ...]]
     reference: str
 
     @property
@@ -53,6 +51,7 @@ class Questions:
         unpacked = config.model_copy(update={"data": config.data.model_copy(update={"packed": False})})
         self._data, self._tokenizer, self._rules = data, tokenizer, TileRules.of_model(config.model)
         self.plan = plan_of_run(data.index, unpacked)
+        self._system = None if config.rl is None else config.rl.system_prompt
         self._asked: dict[int, Asked] = {}
         # Those of a step, and of the draws before it.
         self._kept = config.train.global_batch * (1 if config.rl is None else config.rl.max_draws)
@@ -84,9 +83,5 @@ class Questions:
         if not isinstance(content, Conversation) or len(content.turns) != 1:
             raise InputError(f"sample {stored.name} is not one question with one answer, which can be checked")
         ((question, response),) = content.turns
-        prompt = render_prompt(question, Mode.AUTO, self._tokenizer, self._rules)
-        triggers = {
-            mode: tuple(render_prompt(question, mode, self._tokenizer, self._rules).ids[len(prompt.ids) :].tolist())
-            for mode in Mode
-        }
-        return Asked(stored.name, self._data.index.part_of(row), question, prompt, triggers, response.answer)
+        prompt = render_prompt(question, Mode.AUTO, self._tokenizer, self._rules, self._system)
+        return Asked(stored.name, self._data.index.part_of(row), question, prompt, response.answer)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from megatron_mm.chat import modes
 from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Prompt, trigger_ids
+from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.generation.engine import Engine, Sampling
 from megatron_mm.grading.rewards import Grade, Submission
 from megatron_mm.grading.workers import Graders
@@ -22,13 +24,23 @@ class Sampler:
     Args:
         engine: of this rank and its neighbours.
         ranks: of an engine.
+        tokenizer: of the model.
         graders: on the first rank of each engine; None on others.
         seed: of the run.
     """
 
-    def __init__(self, engine: Engine, ranks: int, questions: Questions, graders: Graders | None, seed: int):
+    def __init__(
+        self,
+        engine: Engine,
+        ranks: int,
+        questions: Questions,
+        tokenizer: ChatTokenizer,
+        graders: Graders | None,
+        seed: int,
+    ):
         self._engine, self._questions, self._graders, self._seed = engine, questions, graders, seed
         self._number, self._is_first = dist.get_rank() // ranks, dist.get_rank() % ranks == 0
+        self._triggers = {mode: trigger_ids(mode, tokenizer) for mode in Mode}
         self._num_engines = dist.get_world_size() // ranks
 
     def draw(
@@ -63,7 +75,7 @@ class Sampler:
         for row, one in zip(rows, asked, strict=True):
             for number, (mode, count) in enumerate(wanted.items()):
                 seeds = np.random.SeedSequence([self._seed, data_step, row, number])
-                prompts.append(_forced(one, mode))
+                prompts.append(_forced(one.prompt, self._triggers[mode]))
                 pictures.append(one.question.pictures)
                 seed = int(seeds.generate_state(1)[0])
                 samplings.append(replace(sampling, count=count, seed=seed))
@@ -79,7 +91,7 @@ class Sampler:
                             prompt_tokens=len(one.prompt.ids),
                             prompt_tiles=len(one.prompt.tiles),
                             mode=mode,
-                            given=one.triggers[mode],
+                            given=self._triggers[mode],
                             drawn=tuple(completion.ids),
                             logprobs=tuple(completion.logprobs),
                             text=modes.TRIGGERS[mode] + completion.text,
@@ -100,11 +112,7 @@ class Sampler:
         return [[replace(rollout, grade=next(grades)) for rollout in group] for group in groups]
 
 
-def _forced(asked: Asked, mode: Mode) -> Any:
-    trigger = np.array(asked.triggers[mode], np.int64)
-    prompt = asked.prompt
-    return replace(
-        prompt,
-        ids=np.concatenate([prompt.ids, trigger]),
-        collapsed_ids=np.concatenate([prompt.collapsed_ids, trigger]),
-    )
+def _forced(prompt: Prompt, trigger: Sequence[int]) -> Prompt:
+    """A prompt that goes on with a mode's trigger."""
+    ids, collapsed = (np.concatenate([one, np.array(trigger, np.int64)]) for one in (prompt.ids, prompt.collapsed_ids))
+    return replace(prompt, ids=ids, collapsed_ids=collapsed)
