@@ -187,6 +187,7 @@ def test_misdeeds(misdeeds: Graders, response: str, reward: float, failure: Fail
     assert note in grades[1].note
     assert len(grades[1].note) <= 300
     assert misdeeds.tally.failures.total() == (failure is not None)
+    assert misdeeds.tally.slowest_cpu_seconds < 0.5
 
 
 def test_answers_do_not_know_of_each_other(misdeeds: Graders) -> None:
