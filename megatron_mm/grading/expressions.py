@@ -39,7 +39,7 @@ _REPLACED = [
     (re.compile("≥|>=|\\\\geq(?![a-z])|\\\\geqslant"), r"\\ge "),
     (re.compile(r"\\lt(?![a-z])"), "<"),
     (re.compile(r"\\gt(?![a-z])"), ">"),
-    (re.compile("≠|!=|\\\\neq(?![a-z])"), r"\\ne "),
+    (re.compile("≠|(?<![\\w)])!=|\\\\neq(?![a-z])"), r"\\ne "),
     (re.compile("∪"), r"\\cup "),
     (re.compile("∩"), r"\\cap "),
     (re.compile(r"∅|\\varnothing"), r"\\emptyset "),
