@@ -48,7 +48,7 @@ def _config(digits: Path, run_dir: Path, ranks: int, **overrides: Any) -> RunCon
 
 
 def _reinforced(config: RunConfig) -> None:
-    """A run whose rewards are as good as drawn by lot, so that every step has something to learn. Runs on every rank."""
+    """A run whose rewards are drawn by lot, so that every step has something to learn. Runs on every rank."""
 
     def graded(self: Sampler, asked: Any, groups: Any) -> Any:
         del self, asked
