@@ -19,7 +19,7 @@ LAYOUTS = {"DP 2": (2, ()), "PP 2": (2, ("parallel.pipeline=2",)), "DP 4": (4, (
 
 def _config(digits: Path, run_dir: Path, *overrides: str) -> RunConfig:
     given = [f"data.path={digits}", f"run_dir={run_dir}", f"train.steps={STEPS}", "checkpoint.save_every=50"]
-    return load_config("mini/stage3", overrides=[*SHORT, *given, "train.micro_batch=4", *overrides])
+    return load_config("mini/stage3", overrides=[*SHORT, *given, *overrides])
 
 
 def test_a_run_goes_on_in_another_layout(digits: Path, tmp_path: Path) -> None:
