@@ -2,7 +2,7 @@
 # Sets the environment up and runs the checks and tests that need no GPU.
 #
 #   bash tests/run.sh                 style, types, layers, and all tests but the slow ones
-#   bash tests/run.sh --slow          the slow tests only
+#   bash tests/run.sh --slow          the slow tests only; writes benchmarks/results/slow_set.txt
 #   bash tests/run.sh PYTEST_ARGS     tests only, passed on to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +14,9 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
 
 if [ "${1:-}" = --slow ]; then
     shift
-    exec python -m pytest -m "slow and not gpu" "$@"
+    python -m pytest -m "slow and not gpu" --durations=0 "$@" |
+        tee >(grep -E ' (call|setup) +tests/|(passed|failed).* in ' >benchmarks/results/slow_set.txt)
+    exit
 fi
 if [ $# -gt 0 ]; then exec python -m pytest "$@"; fi
 

@@ -28,9 +28,10 @@ def test_a_signal_saves_and_asks_to_be_started_again(digits: Path, tmp_path: Pat
     # The launcher passes each on as the same one.
     assert f"SIGUSR1: saved after step {done}, leaving" in said
     assert "Traceback" not in said
-    # Started again, it goes on there.
-    runs.train("mini/stage3", digits, tmp_path, 2, *LONG[1:], f"train.steps={done + 2}")
-    assert [line["step"] for line in runs.metrics(tmp_path)] == list(range(1, done + 3))
+    if number is signal.SIGUSR1:
+        # Started again, it goes on there.
+        runs.train("mini/stage3", digits, tmp_path, 2, *LONG[1:], f"train.steps={done + 2}")
+        assert [line["step"] for line in runs.metrics(tmp_path)] == list(range(1, done + 3))
 
 
 def test_a_stopped_rank_is_named_and_all_end(digits: Path, tmp_path: Path) -> None:
