@@ -105,6 +105,9 @@ class Engine:
                 "distributed_executor_backend": "external_launcher",
                 "tensor_parallel_size": ranks,
                 "load_format": "dummy",
+                # With a seed of its own, a prompt that is read in several pieces has its generator set back; vLLM
+                # 0.32's CPU worker ends with "CPU Generator does not use offset" there.
+                "enable_chunked_prefill": False,
             }
         with kept_apart():
             self._llm = LLM(

@@ -69,7 +69,7 @@ def _exchange_in(configs: list[RunConfig], directory: Path, ranks: int) -> list[
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("num_ranks", LAYOUTS)
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_layout_hands_its_weights_over(description: Path, num_ranks: int, ranks: int) -> None:
     configs = [_config(**layout) for layout in LAYOUTS[num_ranks]]
     first, *others = run_on_ranks(_exchange_in, num_ranks, configs, description, ranks)

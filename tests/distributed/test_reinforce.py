@@ -26,8 +26,8 @@ LAYOUTS: dict[str, tuple[int, Overrides]] = {
     "TP 2 x DP 2": (4, TP2),
 }
 # Trainer's layout, ranks of an engine.
-CASES = [("TP 2", 1), ("PP 2", 2)]
-SLOW_CASES = [("DP 1", 1), ("TP 2", 2), ("PP 2", 1), ("TP 2 x DP 2", 1), ("TP 2 x DP 2", 2)]
+CASES = [("TP 2", 1)]
+SLOW_CASES = [("PP 2", 2), ("DP 1", 1), ("TP 2", 2), ("PP 2", 1), ("TP 2 x DP 2", 1), ("TP 2 x DP 2", 2)]
 
 
 def _config(digits: Path, run_dir: Path, ranks: int, **overrides: Any) -> RunConfig:

@@ -36,6 +36,7 @@ def uninterrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_killed_run_draws_and_learns_the_same(digits: Path, tmp_path: Path, uninterrupted: Path) -> None:
     run_dir, draws = tmp_path / "run", random.Random(0)
     for _ in range(2):
