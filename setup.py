@@ -25,6 +25,8 @@ BASE = [
     "numba>=0.60",
     # Data sets behind a URL.
     "fsspec>=2024.6",
+    # Mathematical equivalence of answers. Exact: what counts as right must not change with an upgrade.
+    "math-verify==0.9.0",
     "rich>=13",
     "tensorboard>=2.16",
     "wandb>=0.18",

@@ -14,7 +14,7 @@ from benchmarks.figure import Figure
 from megatron_mm.config.load import load_config
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.digits import prepare_digits
-from megatron_mm.train import run
+from megatron_mm.train import learning
 from megatron_mm.train.loop import train
 from tests.ranks import run_on_ranks
 
@@ -45,7 +45,7 @@ def measure() -> list[Figure]:
 
 def _seconds(config: RunConfig) -> tuple[float, float]:
     """Seconds of the loop behind the first steps, and of these outside `train_step`. Runs on every rank."""
-    take, began, inside = run.train_step, [], []
+    take, began, inside = learning.train_step, [], []
 
     def timed(*arguments: Any, **keywords: Any) -> Any:
         began.append(time.monotonic())
@@ -53,7 +53,7 @@ def _seconds(config: RunConfig) -> tuple[float, float]:
         inside.append(time.monotonic() - began[-1])
         return result
 
-    run.train_step = timed
+    learning.train_step = timed
     train(config)
     # From the beginning of one step to the beginning of the last.
     seconds = began[-1] - began[FIRST]

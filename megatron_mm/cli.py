@@ -52,12 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_arguments(show)
     show.set_defaults(run=_show)
 
-    train = commands.add_parser("train", help="run a training stage")
-    _add_config_arguments(train)
-    train.add_argument("--nproc", type=int, help="start this many ranks here; leave out under torchrun")
-    train.add_argument("--nodes", type=int, default=1, help="launchers that srun starts, one a node (docs/cluster.md)")
-    train.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first node; with --nodes")
-    train.set_defaults(run=_train)
+    for command, what in (("train", "run a training stage"), ("rl", "run reinforcement learning")):
+        run = commands.add_parser(command, help=what)
+        _add_config_arguments(run)
+        run.add_argument("--nproc", type=int, help="start this many ranks here; leave out under torchrun")
+        run.add_argument(
+            "--nodes", type=int, default=1, help="launchers that srun starts, one a node (docs/cluster.md)"
+        )
+        run.add_argument("--rendezvous", metavar="HOST:PORT", help="of the first node; with --nodes")
+        run.set_defaults(run=_run, command=command)
 
     _add_plan(commands)
     _add_data(commands)
@@ -160,12 +163,21 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     config = _config(options)
+    wanted = "train" if config.rl is None else "rl"
+    if options.command != wanted:
+        raise InputError(f"recipe {config.recipe} is for `megatron-mm {wanted}`, not `megatron-mm {options.command}`")
     if options.nproc is None:
         from megatron_mm.train.loop import Outcome, train
 
-        return REQUEUE_CODE if train(config) is Outcome.STOPPED else 0
+        if config.rl is None:
+            outcome = train(config)
+        else:
+            from megatron_mm.rl.job import reinforce
+
+            outcome = reinforce(config)
+        return REQUEUE_CODE if outcome is Outcome.STOPPED else 0
     from megatron_mm.files import in_use
     from megatron_mm.parallel.launch import find_nodes, run_ranks
     from megatron_mm.train.check import check_inputs
@@ -174,7 +186,7 @@ def _train(options: argparse.Namespace) -> int:
     nodes = find_nodes(options.nodes, options.rendezvous)
     check_inputs(config, options.nproc * nodes.num_nodes)
     files = [argument for file in options.config for argument in ("--config", str(file))]
-    arguments = ["train", options.recipe, *options.overrides, *files]
+    arguments = [options.command, options.recipe, *options.overrides, *files]
     if nodes.node == 0:
         with in_use(config.run_dir):
             record_start(config.run_dir)

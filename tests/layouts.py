@@ -20,7 +20,7 @@ from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.assemble import Trainee, build_trainee
-from megatron_mm.train.step import forward_backward, train_step
+from megatron_mm.train.step import CrossEntropy, forward_backward, train_step
 from megatron_mm.weights.stream import from_hf, parameters_by_name, to_hf
 from megatron_mm.weights.tables import model_table
 from tests.tiny import random_picture, tiny_config
@@ -184,11 +184,11 @@ def outcomes(
                 for step in range(STEPS):
                     batches = micro_batches(config, samples_of(config, tokenizer, step), tokenizer)
                     if step == 0:
-                        forward_backward(trainee, batches, platform.device(), NUM_PARTS)
+                        forward_backward(trainee, batches, platform.device(), CrossEntropy(NUM_PARTS))
                         grads = gradients(config, trainee)
-                    result = train_step(trainee, batches, platform.device(), NUM_PARTS)
+                    result = train_step(trainee, batches, platform.device(), CrossEntropy(NUM_PARTS))
                     losses.append(result.loss)
-                    parts.append(result.parts.tolist())
+                    parts.append(result.sums.tolist())
                 found.append(Outcome(losses, parts, grads, weights(config, trainee), trainee.num_trained))
     return found
 

@@ -13,7 +13,7 @@ from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.assemble import build_trainee
-from megatron_mm.train.step import train_step
+from megatron_mm.train.step import CrossEntropy, train_step
 from tests.tiny import tiny_config
 
 STEPS = 50
@@ -52,7 +52,8 @@ def losses(configs: list[RunConfig]) -> list[list[float]]:
                 assert gradients == {torch.float32}
                 data = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
                 steps = (
-                    train_step(trainee, data.step(step), platform.device(), len(data.parts)) for step in range(STEPS)
+                    train_step(trainee, data.step(step), platform.device(), CrossEntropy(len(data.parts)))
+                    for step in range(STEPS)
                 )
                 found.append([result.loss for result in steps])
     return found

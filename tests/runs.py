@@ -24,11 +24,13 @@ SHORT = (
 )
 
 
-def start(recipe: str, data: Path, run_dir: Path, num_ranks: int, *overrides: str) -> subprocess.Popen[str]:
-    """Begin `megatron-mm train` on ranks of this machine; its output is kept for `end`."""
+def start(
+    recipe: str, data: Path, run_dir: Path, num_ranks: int, *overrides: str, command: str = "train"
+) -> subprocess.Popen[str]:
+    """Begin `megatron-mm train`, or another command, on ranks of this machine; its output is kept for `end`."""
     arguments = [recipe, f"data.path={data}", f"run_dir={run_dir}", *SHORT, *overrides, "--nproc", str(num_ranks)]
     return subprocess.Popen(
-        [sys.executable, "-m", "megatron_mm.cli", "train", *arguments],
+        [sys.executable, "-m", "megatron_mm.cli", command, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,9 +44,9 @@ def end(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]
     return process.returncode, said
 
 
-def train(recipe: str, data: Path, run_dir: Path, num_ranks: int, *overrides: str) -> None:
+def train(recipe: str, data: Path, run_dir: Path, num_ranks: int, *overrides: str, command: str = "train") -> None:
     """A run that must end well."""
-    code, said = end(start(recipe, data, run_dir, num_ranks, *overrides))
+    code, said = end(start(recipe, data, run_dir, num_ranks, *overrides, command=command))
     assert code == 0, said[-6000:]
 
 

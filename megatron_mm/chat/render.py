@@ -129,21 +129,27 @@ class Sample:
     tilings: tuple[Tiling, ...]
 
 
-def render_prompt(question: Question, mode: Mode, tokenizer: ChatTokenizer, rules: TileRules) -> Prompt:
+def render_prompt(
+    question: Question, mode: Mode, tokenizer: ChatTokenizer, rules: TileRules, system: str | None = None
+) -> Prompt:
     """Ids up to and including the mode's trigger."""
     pictures = question.pictures
     tilings = tilings_of(pictures, rules)
     writer = _Writer(tokenizer, [grid.num_features for grid in tilings])
+    _write_system(writer, system)
     _write_question(writer, question)
     writer.control(modes.THINK)
-    if mode is not Mode.AUTO:
-        writer.text(modes.TRIGGERS[mode].removeprefix(modes.THINK).removesuffix(modes.END_THINK))
-    if mode is Mode.NON_THINKING:
-        writer.control(modes.END_THINK)
-    ids = writer.ids()
+    ids = np.concatenate([writer.ids(), np.array(trigger_ids(mode, tokenizer), np.int64)])
     image = tokenizer.control(IMAGE)
     collapsed = np.array(_collapse(ids.tolist(), image, tilings), np.int64)
     return Prompt(ids, collapsed, _tiles(pictures, tilings, rules), tilings)
+
+
+def trigger_ids(mode: Mode, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """Ids behind `<think>` that force a mode; none in auto mode."""
+    text = modes.TRIGGERS[mode].removeprefix(modes.THINK)
+    ids = tokenizer.text(text.removesuffix(modes.END_THINK))
+    return (*ids, tokenizer.control(modes.END_THINK)) if mode is Mode.NON_THINKING else tuple(ids)
 
 
 def render_sample(content: Content, rendering: Rendering, tokenizer: ChatTokenizer, rules: TileRules) -> Sample:
@@ -250,11 +256,7 @@ def _write_document(writer: _Writer, document: Document) -> None:
 def _write_conversation(writer: _Writer, content: Conversation, rendering: Rendering) -> None:
     if not content.turns:
         raise InputError("a conversation has no turns")
-    if content.system is not None:
-        writer.control(TURN_START)
-        writer.text(f"system\n{content.system}")
-        writer.control(TURN_END)
-        writer.text("\n")
+    _write_system(writer, content.system)
     for number, (question, response) in enumerate(content.turns):
         if number:
             writer.text("\n")
@@ -291,6 +293,14 @@ def _write_response(writer: _Writer, question: Question, response: Response, ren
         writer.text(reasoning + modes.THOUGHT_END)
         writer.control(modes.END_THINK)
     writer.text(answer)
+
+
+def _write_system(writer: _Writer, system: str | None) -> None:
+    if system is not None:
+        writer.control(TURN_START)
+        writer.text(f"system\n{system}")
+        writer.control(TURN_END)
+        writer.text("\n")
 
 
 def _write_question(writer: _Writer, question: Question) -> None:

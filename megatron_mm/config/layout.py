@@ -217,6 +217,8 @@ def _batch_faults(config: RunConfig, num_ranks: int) -> list[str]:
             f"data.max_sequence_tokens={config.data.max_sequence_tokens} is not a multiple of {multiple}, which packs "
             "need in this layout"
         ]
+    if config.rl is not None:
+        return []  # responses are shared out as they come
     data_ranks = num_ranks // parallel.model_ranks
     num_passes, rest = divmod(train.global_batch, train.micro_batch * data_ranks)
     if rest:

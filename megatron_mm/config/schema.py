@@ -279,6 +279,15 @@ class TrainConfig(Section):
     )
     validate_batches: int = Field(default=8, gt=0, description="global batches of it that are looked at")
 
+    def is_validated(self, step: int) -> bool:
+        """Whether the held-out split is looked at after so many steps."""
+        every = self.validate_every
+        return every is not None and (step % every == 0 or step == self.steps)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics are recorded after so many steps."""
+        return step % self.log_every == 0 or step == self.steps or self.is_validated(step)
+
 
 class ModuleRate(Section):
     """Learning rate of one module; left out, min_lr equals lr: it stays constant after warm-up."""
@@ -357,6 +366,105 @@ class TelemetryConfig(Section):
     )
 
 
+class ObjectiveConfig(Section):
+    """What an update of reinforcement learning maximises (rl/objective.py has formulas and sources)."""
+
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="ratios below 1 - clip_low gain nothing more")
+    clip_high: float = Field(default=0.2, gt=0, description="ratios above 1 + clip_high gain nothing more")
+    ratio: Literal["token", "sequence"] = Field(default="token", description="sequence is GSPO's")
+    average: Literal["sequence", "token", "constant"] = Field(
+        default="sequence",
+        description="mean of each response and then of all (GRPO), of all tokens (DAPO), or the sum over "
+        "max_response_tokens (Dr. GRPO)",
+    )
+    kl: Literal["none", "loss", "reward"] = Field(
+        default="loss", description="where the divergence from the weights that the run began with is charged"
+    )
+    kl_estimator: Literal["k1", "k3"] = "k3"
+    kl_coef: float = Field(default=1e-2, ge=0)
+    mismatch: Literal["none", "truncate", "mask"] = Field(
+        default="none",
+        description="what is done where the engine's log-probabilities differ from the trainer's: weight tokens by the "
+        "ratio, cut off at mismatch_cap, or leave out those beyond it on either side",
+    )
+    mismatch_cap: float = Field(default=2.0, gt=1)
+    entropy_coef: float = Field(default=0.0, ge=0, description="gain of an update for a nat of a token's entropy")
+    mask_trigger_tokens: bool = Field(
+        default=False,
+        description="do not train the tokens that force a mode. R-4B's text can be read so, but then nothing teaches "
+        "the decision to think",
+    )
+
+
+class StageConfig(Section):
+    """A stretch of steps; several, with longer responses and smaller groups, are PTST (Vision-R1, arXiv 2503.06749)."""
+
+    steps: int = Field(gt=0)
+    max_response_tokens: int = Field(gt=0, description="longest response; longer ones are cut off")
+    group_size: int = Field(gt=0, description="responses to a prompt; with bpo, in each mode")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    lr: float | None = Field(default=None, gt=0, description="learning rate; left out, the schedule's of optim")
+
+
+class RewardConfig(Section):
+    """What a response is worth (docs/rewards.md)."""
+
+    name: str = Field(default="hfrrf", description="hfrrf, weighted, or that of a plug-in")
+    format: str = "think"
+    kind: str = Field(default="auto", description="of the answers that are compared")
+    format_weight: float = Field(default=0.5, ge=0)
+    accuracy_weight: float = Field(default=0.5, ge=0)
+    num_workers: int = Field(default=2, gt=0, description="grading processes of an engine")
+
+
+class RolloutConfig(Section):
+    """The engines that draw responses, in the trainer's processes."""
+
+    ranks: int = Field(default=1, gt=0, description="of one engine, tensor-parallel, whatever the trainer's layout")
+    max_sequences: int = Field(default=256, gt=0, description="responses that an engine works on at a time")
+    compare_all_every: int = Field(
+        default=100, gt=0, description="exchanges after which every element that an engine holds is compared"
+    )
+    max_logprob_difference: float = Field(
+        default=0.1,
+        gt=0,
+        description="mean absolute difference of a token's log-probability between engine and trainer that ends a run",
+    )
+
+
+class ReinforceConfig(Section):
+    """Reinforcement learning from answers that can be checked; train.global_batch counts prompts of a step then."""
+
+    algorithm: Literal["grpo", "bpo"]
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    updates: int = Field(default=1, gt=0, description="optimizer steps that a step's responses are shared out over")
+    by_deviation: bool = Field(default=True, description="divide advantages by the group's standard deviation")
+    max_draws: int = Field(
+        default=1, gt=0, description="global batches that may be drawn until enough prompts tell responses apart"
+    )
+    system_prompt: str | None = Field(default=None, description="before every question")
+    heldout_questions: int = Field(
+        default=100, gt=0, description="of each part of the held-out split that are asked every train.validate_every"
+    )
+    objective: ObjectiveConfig = ObjectiveConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage(self, step: int) -> StageConfig:
+        """The stage of a step, counted from 0."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        raise IndexError(f"step is {step} behind the last stage")
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -378,6 +486,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    rl: ReinforceConfig | None = None
 
     @model_validator(mode="after")
     def _schedule_fits_the_run(self) -> "RunConfig":
@@ -398,6 +507,8 @@ class RunConfig(Section):
         for module, rate in optim.modules.items():
             if rate.min_lr is not None and rate.min_lr > rate.lr:
                 faults.append(f"optim.modules.{module}.min_lr={rate.min_lr} is above its lr={rate.lr}")
+        if self.rl is not None and self.rl.steps != self.train.steps:
+            faults.append(f"the stages of rl.stages have {self.rl.steps} steps, train.steps={self.train.steps}")
         if self.fp8.recipe != "none" and self.precision != "bf16":
             faults.append(f"fp8.recipe={self.fp8.recipe} needs precision=bf16, not {self.precision}")
         if self.optim.min_lr > self.optim.lr:

@@ -1,4 +1,11 @@
-"""Is an answer right? No torch here: graders run in small processes.
+"""What is a response worth? No torch here: graders run in small processes.
 
-answers.py     comparing an answer with the reference
+formats.py       the form of a response, and the answer in it
+answers.py       comparing an answer with the reference: the kinds of answers
+choices.py       multiple choice
+quantities.py    numbers with units
+expressions.py   mathematics, through math-verify
+rewards.py       specs of rewards, grades, plug-ins
+workers.py       grading a batch in processes of its own
+keeper.py        such a process
 """

@@ -1,6 +1,116 @@
-"""Comparing an answer with the reference."""
+"""Is an answer right? One question, asked in several ways: the kinds of answers, by name."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from megatron_mm.chat.modes import bare_answer
+from megatron_mm.grading.choices import equal_choices, is_letter, options_of
+from megatron_mm.grading.expressions import equal_expressions
+from megatron_mm.grading.formats import last_box
+from megatron_mm.grading.quantities import Tolerance, equal_quantities, parse_quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an answer is compared with.
+
+    Attributes:
+        question: options of a multiple choice are looked for in it.
+    """
+
+    reference: str
+    question: str = ""
+    tolerance: Tolerance = field(default_factory=Tolerance)
 
 
 def exact_match(answer: str, reference: str) -> bool:
     """Equal up to white space at the ends and in runs."""
     return answer.split() == reference.split()
+
+
+def equal(answer: str, expected: Expected, kind: str = "auto") -> bool:
+    """Whether an answer is right, compared in the way of `kind`; an empty one never is.
+
+    It may take any time and memory: see workers.py.
+    """
+    return bool(answer.strip()) and KINDS[kind](answer, expected)
+
+
+def _exact(answer: str, expected: Expected) -> bool:
+    return exact_match(answer, expected.reference)
+
+
+def _text(answer: str, expected: Expected) -> bool:
+    return _words(answer) == _words(expected.reference)
+
+
+def _number(answer: str, expected: Expected) -> bool:
+    given, right = parse_quantity(bare(answer)), parse_quantity(bare(expected.reference))
+    return given is not None and right is not None and equal_quantities(given, right, expected.tolerance)
+
+
+def _math(answer: str, expected: Expected) -> bool:
+    return equal_expressions(bare(answer), bare(expected.reference), expected.tolerance)
+
+
+def _choice(answer: str, expected: Expected) -> bool:
+    def same(one: str, other: str) -> bool:
+        return _plain(one, Expected(other, tolerance=expected.tolerance))
+
+    return equal_choices(bare(answer), bare(expected.reference), options_of(expected.question), same)
+
+
+def _plain(answer: str, expected: Expected) -> bool:
+    """What is no choice: words as text, everything else as mathematics."""
+    is_text = _TEXT.fullmatch(bare(expected.reference)) is not None and parse_quantity(expected.reference) is None
+    return _text(answer, expected) if is_text else _math(answer, expected)
+
+
+def _auto(answer: str, expected: Expected) -> bool:
+    is_choice = is_letter(bare(expected.reference)) or bool(options_of(expected.question))
+    return _choice(answer, expected) if is_choice else _plain(answer, expected)
+
+
+KINDS: dict[str, Callable[[str, Expected], bool]] = {
+    "exact": _exact,
+    "text": _text,
+    "choice": _choice,
+    "number": _number,
+    "math": _math,
+    "auto": _auto,
+}
+
+_SAID_BEFORE = re.compile(
+    r"\A(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
+    re.IGNORECASE,
+)
+# A word of three letters or more, and nothing that counts or computes.
+_TEXT = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_][^\d_\\$^=<>+*/{}()\[\]|]*", re.DOTALL)
+_ARTICLE = re.compile(r"\A(?:the|an?)\s+(?=\S)")
+_AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), (r"\text{", "}")]
+_HALF_DAY = re.compile(r"\b([ap])\.m\b\.?", re.IGNORECASE)
+# More layers than this nobody writes.
+_MAX_LAYERS = 8
+
+
+def bare(text: str) -> str:
+    """An answer or reference without tags, `$..$`, `\\boxed{..}`, bold, "The answer is" and a full stop."""
+    for _ in range(_MAX_LAYERS):
+        before = text
+        text = _SAID_BEFORE.sub("", bare_answer(text))
+        text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
+        for opening, closing in _AROUND:
+            inside = text.removeprefix(opening).removesuffix(closing)
+            if len(inside) == len(text) - len(opening + closing) and closing not in inside and opening not in inside:
+                text = inside.strip()
+        if text.startswith(("\\boxed", "\\fbox")) and (inside := last_box(text)) is not None:
+            text = inside
+        if text == before:
+            break
+    return _HALF_DAY.sub(r"\1m", text)
+
+
+def _words(text: str) -> str:
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", bare(text))
+    return _ARTICLE.sub("", " ".join(text.casefold().split()).rstrip(".!"))

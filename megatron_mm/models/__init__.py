@@ -7,6 +7,7 @@ specs.py             which layer implementation each backend uses
 vision.py            the ViT
 projector.py         pre-norm and two linears
 language.py          Qwen3 and Qwen3-MoE as Megatron-Core's GPTModel, losses for trained tokens alone
+entropy.py           of distributions over a vocabulary that is cut
 fusion.py            features into the places of the image tokens
 vlm.py               the composition
 freeze.py            which modules learn, and what belongs to them

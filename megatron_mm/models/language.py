@@ -11,6 +11,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from megatron_mm.config.schema import LanguageConfig
+from megatron_mm.models.entropy import vocab_parallel_entropy
 from megatron_mm.models.specs import block_spec
 
 
@@ -19,7 +20,12 @@ class LanguageModel(GPTModel):
 
     Most tokens of a multimodal sample are placeholders and prompt; their logits over a vocabulary of 150,000 would
     take more memory and time than the layers before them.
+
+    Attributes:
+        makes_entropies: besides each loss the entropy of its distribution, which costs another set of logits.
     """
+
+    makes_entropies = False
 
     def __init__(self, config: TransformerConfig, language: LanguageConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
@@ -53,8 +59,9 @@ class LanguageModel(GPTModel):
     ) -> Tensor:
         """Hidden states [S, B, H] -> logits [B, S, V / ranks], or losses [B, S], or of the masked tokens [N].
 
-        V is the padded vocabulary; logits of the padding are minus infinity. Other stages than the last pass the
-        hidden states on.
+        With `makes_entropies` losses have a last dimension of two: the loss, and the entropy of the distribution. V is
+        the padded vocabulary; logits of the padding are minus infinity. Other stages than the last pass the hidden
+        states on.
         """
         if not self.post_process:
             return hidden_states
@@ -72,7 +79,13 @@ class LanguageModel(GPTModel):
         first_padding = self.num_tokens - self.pg_collection.tp.rank() * logits.shape[-1]
         if first_padding < logits.shape[-1]:
             logits[..., max(first_padding, 0) :] = -torch.inf
-        return logits if labels is None else vocab_parallel_cross_entropy(logits.float(), labels)
+        if labels is None:
+            return logits
+        if not self.makes_entropies:
+            return vocab_parallel_cross_entropy(logits.float(), labels)
+        # First, since the loss works in place.
+        entropies = vocab_parallel_entropy(logits.float(), self.pg_collection.tp)
+        return torch.stack([vocab_parallel_cross_entropy(logits.float(), labels), entropies], -1)
 
 
 def first_expert(layer: Any) -> int:

@@ -112,6 +112,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def largest_over_data(value: torch.Tensor) -> torch.Tensor:
+    """The largest `value` of the data- and context-parallel ranks."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group)
+    return value
+
+
 def sum_over_data(value: torch.Tensor) -> torch.Tensor:
     """Sum of `value` over the data- and context-parallel ranks."""
     dist.all_reduce(value, group=parallel_state.get_data_parallel_group(with_context_parallel=True))

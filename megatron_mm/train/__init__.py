@@ -10,6 +10,7 @@ meter.py       the figures of a log line; timing.py: where the time of a step go
 validate.py    the loss on held-out samples
 export.py      Hugging Face directories from a run that goes on
 stop.py        signals
-run.py         the steps of a run, and what stands between them
+learning.py    what the steps do that learn from samples
+run.py         the steps of a run, whatever they do, and what stands between them
 loop.py        a whole run
 """

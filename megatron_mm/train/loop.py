@@ -1,19 +1,20 @@
-"""A whole training run: weights in, steps, checkpoints out."""
+"""A whole run: weights in, steps, checkpoints out."""
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Protocol
 
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_mm.chat.tokenizer import IMAGE
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.checkpoint import store
 from megatron_mm.checkpoint.saver import Saver
 from megatron_mm.checkpoint.verify import newest_sound
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.loader import MicroBatches
 from megatron_mm.data.shards import TOKENIZER, PreparedData
 from megatron_mm.files import in_use
-from megatron_mm.models.vlm import build_model
+from megatron_mm.models.vlm import VisionLanguageModel, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform, get_platform
 from megatron_mm.parallel.watchdog import Watchdog, watch
@@ -22,17 +23,47 @@ from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.check import DATA_PLAN, check_data_plan, check_inputs
 from megatron_mm.train.guard import Guard
 from megatron_mm.train.initial import load_initial
-from megatron_mm.train.meter import Meter
-from megatron_mm.train.run import Outcome, Run
+from megatron_mm.train.learning import LearningJob
+from megatron_mm.train.run import Outcome, Place, Run, Work
 from megatron_mm.train.stop import StopRequest, stop_signals
-from megatron_mm.train.timing import StepTimer
-from megatron_mm.train.validate import Validation
 
 
-def train(config: RunConfig) -> Outcome:
-    """Run this rank's part of a training run; continues it where the run directory holds a checkpoint.
+class Job(Protocol):
+    """A kind of run."""
+
+    @property
+    def wants_initial_weights(self) -> bool:
+        """Whether it looks at the weights that the run began with whenever it is started."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole sequence of data that its steps use."""
+        ...
+
+    def describe(self) -> str:
+        """A line for the user about its data."""
+        ...
+
+    def look_at_initial_weights(self, chunks: Sequence[VisionLanguageModel]) -> None:
+        """Called while the model has the weights that the run began with."""
+        ...
+
+    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog) -> Work:
+        """What its steps do."""
+        ...
+
+
+MakeJob = Callable[[RunConfig, Platform, PreparedData, ChatTokenizer], Job]
+
+
+def train(config: RunConfig, make_job: MakeJob = LearningJob) -> Outcome:
+    """Run this rank's part of a run; continues it where the run directory holds a checkpoint.
 
     SIGUSR1, SIGTERM and SIGINT make it save and return early. Use in the main thread.
+
+    Args:
+        make_job: of the data; left out, the run learns from samples.
 
     Raises:
         InputError: the layout does not fit, data or the checkpoint to start from are missing or damaged, another run
@@ -48,7 +79,7 @@ def train(config: RunConfig) -> Outcome:
             stack.enter_context(in_use(config.run_dir))
         dist.barrier()
         groups = stack.enter_context(state.model_parallel(config.parallel, config.seed))
-        run = _begin(config, platform, groups, stop, watchdog)
+        run = _begin(config, platform, groups, stop, watchdog, make_job)
         try:
             return run.go()
         finally:
@@ -56,55 +87,41 @@ def train(config: RunConfig) -> Outcome:
 
 
 def _begin(
-    config: RunConfig, platform: Platform, groups: ProcessGroupCollection, stop: StopRequest, watchdog: Watchdog
+    config: RunConfig,
+    platform: Platform,
+    groups: ProcessGroupCollection,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    make_job: MakeJob,
 ) -> Run:
     """A run with its weights in place, from a checkpoint of its own where there is one."""
     assert config.data.path is not None
     data = PreparedData(config.data.path)
     tokenizer = data.tokenizer()
-    dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
-    validation = Validation(config, data, tokenizer) if config.train.validate_every is not None else None
+    job = make_job(config, platform, data, tokenizer)
     chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
     checkpoint = newest_sound(config.run_dir, verify=config.checkpoint.verify)
     if checkpoint is not None:
-        check_data_plan(config.run_dir, dataset.fingerprint)
-    elif config.init_from is not None:
+        check_data_plan(config.run_dir, job.fingerprint)
+    if config.init_from is not None and (checkpoint is None or job.wants_initial_weights):
         load_initial(config, config.init_from, chunks)
+    job.look_at_initial_weights(chunks)
     saver = Saver(config.run_dir, config.checkpoint)
     trainee = build_trainee(config, chunks, groups)
-    guard, step, data_step = Guard(config.guard), 0, 0
+    guard, place = Guard(config.guard), Place(0, 0)
     if checkpoint is not None:
         progress = store.resume(checkpoint, chunks, trainee.optimizer)
-        step, data_step = progress["step"], progress["data_step"]
+        place = Place(progress["step"], progress["data_step"])
         guard.load(progress["guard"])
-        trainee.set_step(step)
-    telemetry = Telemetry(config, writes=state.writes(), first_step=step)
+        trainee.set_step(place.step)
+    telemetry = Telemetry(config, writes=state.writes(), first_step=place.step)
     if state.writes():
-        (config.run_dir / DATA_PLAN).write_text(dataset.fingerprint + "\n", encoding="utf-8")
+        (config.run_dir / DATA_PLAN).write_text(job.fingerprint + "\n", encoding="utf-8")
         tokenizer.save(config.run_dir / TOKENIZER)  # what the weights' ids mean goes with them
-    telemetry.say(_greeting(config, platform, trainee, step))
-    plan = dataset.plan
-    telemetry.say(f"data: {plan.num_samples:,} samples an epoch; {len(plan.left_out):,} do not fit and are left out")
-    timer = StepTimer(platform.synchronize)
-    timer.attach(trainee)
-    meter = Meter(config, platform, dataset.parts)
-    return Run(
-        config,
-        platform,
-        tokenizer,
-        trainee,
-        dataset,
-        validation,
-        guard,
-        saver,
-        telemetry,
-        watchdog,
-        stop,
-        meter,
-        timer,
-        step,
-        data_step,
-    )
+    telemetry.say(_greeting(config, platform, trainee, place.step))
+    telemetry.say(job.describe())
+    work = job.work(trainee, guard, watchdog)
+    return Run(config, platform, tokenizer, trainee, work, guard, saver, telemetry, watchdog, stop, place)
 
 
 def _greeting(config: RunConfig, platform: Platform, trainee: Trainee, first_step: int) -> str:

@@ -83,7 +83,7 @@ class Meter:
         self._waited_seconds += waited_seconds
         # One step of no finite loss, whose update is skipped, would hide all others.
         if math.isfinite(result.loss):
-            self._part_totals = result.parts if self._part_totals is None else self._part_totals + result.parts
+            self._part_totals = result.sums if self._part_totals is None else self._part_totals + result.sums
 
     def metrics(
         self,

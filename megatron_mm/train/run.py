@@ -1,8 +1,8 @@
-"""The steps of a run, and what stands between them: metrics, checkpoints, roll-backs, the end."""
+"""The steps of a run, whatever they do, and what stands between them: metrics, checkpoints, roll-backs, the end."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.checkpoint import store
@@ -10,7 +10,6 @@ from megatron_mm.checkpoint.saver import Saver
 from megatron_mm.checkpoint.verify import newest_sound
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.loader import Batch, Feed, MicroBatches
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
@@ -18,11 +17,8 @@ from megatron_mm.telemetry.run import Telemetry
 from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.export import export
 from megatron_mm.train.guard import Guard
-from megatron_mm.train.meter import Meter, Mishaps, module_grad_norms, module_rates
-from megatron_mm.train.step import StepResult, train_step
+from megatron_mm.train.step import StepResult
 from megatron_mm.train.stop import StopRequest
-from megatron_mm.train.timing import StepTimer
-from megatron_mm.train.validate import Validation
 
 
 class Outcome(Enum):
@@ -32,32 +28,50 @@ class Outcome(Enum):
     STOPPED = "stopped by a signal, and saved"
 
 
-@dataclass(slots=True)
-class Run:
-    """A run under way.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run is.
 
     Attributes:
         step: steps done.
         data_step: steps of the plan that were used or passed over; ahead of `step` after a roll-back.
-        num_broken: damaged samples that this rank has met since it began.
     """
+
+    step: int
+    data_step: int
+
+
+class Work(Protocol):
+    """What the steps of a run do."""
+
+    def begin(self, place: Place) -> None:
+        """Go on from here: at the start of a run, and after a roll-back."""
+        ...
+
+    def take_step(self, place: Place, *, is_logged: bool) -> tuple[StepResult, int]:
+        """Take the step behind `place`; its result, and the steps of the plan that it used up."""
+        ...
+
+    def metrics(self, place: Place, result: StepResult) -> dict[str, float]:
+        """Of the steps since the last ones, the same on every rank; all ranks ask after a logged step."""
+        ...
+
+
+@dataclass(slots=True)
+class Run:
+    """A run under way."""
 
     config: RunConfig
     platform: Platform
     tokenizer: ChatTokenizer
     trainee: Trainee
-    dataset: MicroBatches
-    validation: Validation | None
+    work: Work
     guard: Guard
     saver: Saver
     telemetry: Telemetry
     watchdog: Watchdog
     stop: StopRequest
-    meter: Meter
-    timer: StepTimer
-    step: int = 0
-    data_step: int = 0
-    num_broken: int = 0
+    place: Place
 
     def go(self) -> Outcome:
         """Take the steps that are left.
@@ -66,48 +80,34 @@ class Run:
             InputError: updates are skipped again and again, and rolling back did not help; the data are damaged; the
                 disk does not take the last checkpoint.
         """
-        while self.step < self.config.train.steps:
-            for batches, waited_seconds in self._batches():
-                result = self._take_step(batches, waited_seconds)
-                if self.guard.gives_up:
-                    self._roll_back(result)
-                    break  # batches go on behind those that led there
-                self._after_step(result)
-                self.watchdog.at(self.step, "agreement on stopping")
-                if state.any_rank(self.stop.signal_name is not None, self.platform.device()):
-                    self._leave()
-                    return Outcome.STOPPED
+        self.work.begin(self.place)
+        while self.place.step < self.config.train.steps:
+            result = self._take_step()
+            if self.guard.gives_up:
+                self._roll_back(result)
+                continue
+            self._after_step(result)
+            self.watchdog.at(self.step, "agreement on stopping")
+            if state.any_rank(self.stop.signal_name is not None, self.platform.device()):
+                self._leave()
+                return Outcome.STOPPED
         self._finish()
         return Outcome.DONE
 
-    def _batches(self) -> Iterator[tuple[list[Batch], float]]:
-        """Batches of the steps that are left, and the seconds that were waited for them."""
-        left = self.config.train.steps - self.step
-        feed = Feed(self.dataset, self.data_step, self.config, self.data_step + left)
-        source = iter(feed)
-        for _ in range(left):
-            self.watchdog.at(self.step + 1, "data")
-            self.timer.measure(self._is_logged(self.step + 1))
-            before = feed.waited_seconds
-            with self.timer.part("data"):
-                batches = next(source)
-            self.num_broken += sum(len(batch.broken) for batch in batches)
-            yield batches, feed.waited_seconds - before
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.place.step
 
-    def _take_step(self, batches: Sequence[Batch], waited_seconds: float) -> StepResult:
-        self.watchdog.at(self.step + 1, "forward, backward and update")
-        look = module_grad_norms if self._is_logged(self.step + 1) else None
-        device, num_parts = self.platform.device(), len(self.dataset.parts)
-        result = train_step(self.trainee, batches, device, num_parts, self.guard.judge, look)
-        self.step += 1
-        self.data_step += 1
-        self.meter.add(result, batches, waited_seconds)
+    def _take_step(self) -> StepResult:
+        result, used = self.work.take_step(self.place, is_logged=self.config.train.is_logged(self.step + 1))
+        self.place = Place(self.step + 1, self.place.data_step + used)
         if result.skipped is not None:
             self.telemetry.warn(f"step {self.step}: no update, since {result.skipped}", step=self.step)
         return result
 
     def _after_step(self, result: StepResult) -> None:
-        if self._is_logged(self.step):
+        if self.config.train.is_logged(self.step):
             self._log(result)
         every = self.config.checkpoint
         if self._is_due(every.save_every) and self.guard.is_steady:
@@ -121,25 +121,12 @@ class Run:
         self.saver.poll()
 
     def _log(self, result: StepResult) -> None:
-        part_seconds = self.timer.take()
-        metrics = {"data_step": self.data_step}
-        if self._is_validated(self.step):
-            assert self.validation is not None
-            self.watchdog.at(self.step, "validation")
-            metrics |= self.validation.run(self.trainee, self.platform.device())
-        self.watchdog.at(self.step, "metrics")
-        metrics |= self.meter.metrics(
-            result,
-            part_seconds=part_seconds,
-            rates=module_rates(self.config, self.trainee),
-            grad_norms=result.module_norms,
-            mishaps=Mishaps(self.guard.num_skipped, self.guard.num_rollbacks, self.num_broken),
-        )
+        metrics = {"data_step": self.place.data_step, **self.work.metrics(self.place, result)}
         self.telemetry.log(self.step, metrics)
 
     def _save(self, *, wait: bool) -> None:
         self.watchdog.at(self.step, "checkpoint")
-        progress = {"step": self.step, "data_step": self.data_step, "guard": self.guard.state()}
+        progress = {"step": self.step, "data_step": self.place.data_step, "guard": self.guard.state()}
         self.saver.save(self.step, self.trainee.chunks, self.trainee.optimizer, progress, wait=wait)
 
     def _finish(self) -> None:
@@ -179,16 +166,10 @@ class Run:
             f"the data of {passed_over} steps are passed over"
         )
         self.telemetry.rewind(progress["step"])
-        self.step = progress["step"]
+        # Not the data's: it goes on behind what led here.
+        self.place = Place(progress["step"], self.place.data_step)
         self.trainee.set_step(self.step)
-        self.meter.restart()
+        self.work.begin(self.place)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 and self.step != self.config.train.steps
-
-    def _is_validated(self, step: int) -> bool:
-        every = self.config.train.validate_every
-        return every is not None and (step % every == 0 or step == self.config.train.steps)
-
-    def _is_logged(self, step: int) -> bool:
-        return step % self.config.train.log_every == 0 or step == self.config.train.steps or self._is_validated(step)

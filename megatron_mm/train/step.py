@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
@@ -20,6 +21,58 @@ from megatron_mm.models.vlm import Pictures
 from megatron_mm.parallel import state
 from megatron_mm.train.assemble import Trainee
 
+
+class Objective(Protocol):
+    """What an update minimises, of the losses that the model makes for a micro-batch's trained tokens.
+
+    Attributes:
+        num_sums: pairs of (sum, number) that are added up over the global batch; the first is of the loss.
+    """
+
+    @property
+    def num_sums(self) -> int: ...
+
+    def __call__(self, losses: Tensor, batch: Any, context: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+        """What a micro-batch adds; called on the last stage alone.
+
+        Args:
+            losses: [N] minus the log-probability of each trained token on this rank, as the model orders them.
+            batch: of them.
+            context: this rank's context-parallel group.
+
+        Returns:
+            What is minimised, with gradients, which Megatron-Core divides by the number that follows, summed over all
+            ranks: int []; and the sums, float64 [num_sums, 2].
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """The mean loss over the trained tokens of the global batch, and that of each part of the data.
+
+    Attributes:
+        num_parts: of the data.
+    """
+
+    num_parts: int = 1
+
+    @property
+    def num_sums(self) -> int:
+        """The loss of all tokens, then of each part's."""
+        return 1 + self.num_parts
+
+    def __call__(self, losses: Tensor, batch: Batch, context: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+        """See Objective."""
+        parts = _parts_of_tokens(batch, context).to(losses.device)
+        loss_sum, num_tokens = losses.sum(), torch.tensor(losses.numel(), device=losses.device, dtype=torch.int)
+        each = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
+        sums = torch.zeros(self.num_sums, 2, dtype=torch.float64, device=losses.device)
+        sums.index_add_(0, parts + 1, each)
+        sums[0, 0], sums[0, 1] = loss_sum.detach(), num_tokens
+        return loss_sum, num_tokens, sums
+
+
 # Why an update would do harm, from the loss and the gradient norm; None where it would not.
 Judge = Callable[[float, float], str | None]
 
@@ -29,11 +82,11 @@ class StepResult:
     """What a step did.
 
     Attributes:
-        loss: mean cross-entropy over the trained tokens of the global batch, in nats.
+        loss: mean over the trained tokens of the global batch; of a cross-entropy, in nats.
         grad_norm: global gradient norm before clipping.
         lr: learning rate of the step.
         trained_tokens: of the global batch.
-        parts: float64 [parts, 2], sum of the loss and trained tokens of each part of the data, over the global batch.
+        sums: float64 [num_sums - 1, 2], what the objective adds up over the global batch besides the loss.
         skipped: why there was no update, None where there was one.
         module_norms: gradient norm of each module, where it was asked for.
     """
@@ -42,7 +95,7 @@ class StepResult:
     grad_norm: float
     lr: float
     trained_tokens: int
-    parts: Tensor
+    sums: Tensor
     skipped: str | None = None
     module_norms: dict[str, float] = field(default_factory=dict)
 
@@ -51,9 +104,12 @@ def train_step(
     trainee: Trainee,
     batches: Sequence[Batch],
     device: torch.device,
-    num_parts: int = 1,
+    objective: Objective = CrossEntropy(),  # noqa: B008
     judge: Judge | None = None,
     look: Callable[[Trainee], dict[str, float]] | None = None,
+    *,
+    advances: bool = True,
+    rate: float = 1.0,
 ) -> StepResult:
     """Forward, backward, update.
 
@@ -61,15 +117,20 @@ def train_step(
         trainee: what learns.
         batches: this rank's micro-batches of the step.
         device: of this rank.
-        num_parts: parts that the data has.
+        objective: what is minimised.
         judge: says whether the update is made; the same on every rank, since loss and norm are.
         look: at the gradients before they are clipped; what it finds is `module_norms`.
+        advances: False for further updates of the same step, which learn at its rates.
+        rate: learning rates are those of the schedule times this.
     """
     for chunk in trainee.ddp:
         chunk.zero_grad_buffer()
     trainee.optimizer.zero_grad()
-    totals = forward_backward(trainee, batches, device, num_parts)
-    trainee.scheduler.step(1)
+    totals = forward_backward(trainee, batches, device, objective)
+    if advances:
+        trainee.scheduler.step(1)
+        for group in trainee.optimizer.param_groups:
+            group["lr"] *= rate
     trainee.optimizer.prepare_grads()
     grad_norm = float(trainee.optimizer.get_grad_norm() or 0.0)
     loss_sum, num_tokens = totals[0].tolist()
@@ -97,16 +158,20 @@ def clip_gradients(trainee: Trainee, grad_norm: float) -> None:
 
 
 def forward_backward(
-    trainee: Trainee, batches: Sequence[Batch], device: torch.device, num_parts: int = 1, *, learns: bool = True
+    trainee: Trainee,
+    batches: Sequence[Batch],
+    device: torch.device,
+    objective: Objective = CrossEntropy(),  # noqa: B008
+    *,
+    learns: bool = True,
 ) -> Tensor:
-    """Accumulate gradients of the mean loss over the global batch's trained tokens.
+    """Accumulate gradients of an objective over the global batch.
 
     Args:
-        learns: False makes the loss only.
+        learns: False makes the sums only.
 
     Returns:
-        float64 [1 + parts, 2]: sum of the loss and number of trained tokens over the global batch, of everything and of
-        each part of the data, on every rank.
+        float64 [num_sums, 2]: the objective's sums over the global batch, on every rank.
 
     Raises:
         InputError: the GPU's memory does not hold a micro-batch.
@@ -116,7 +181,7 @@ def forward_backward(
     try:
         with context:
             results = get_forward_backward_func()(
-                forward_step_func=partial(_forward_step, device=device, num_parts=num_parts),
+                forward_step_func=partial(_forward_step, device=device, objective=objective),
                 # Every chunk sees every micro-batch.
                 data_iterator=[source.again() for _ in trainee.ddp],
                 model=list(trainee.ddp),
@@ -128,7 +193,7 @@ def forward_backward(
             )
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory in {source.last_shapes()}: {str(error).splitlines()[0]}") from error
-    totals = torch.stack(results).sum(0) if results else torch.zeros(1 + num_parts, 2, device=device).double()
+    totals = torch.stack(results).sum(0) if results else torch.zeros(objective.num_sums, 2, device=device).double()
     return state.sum_over_data(state.broadcast_from_last_stage(totals))
 
 
@@ -154,7 +219,7 @@ class _Batches:
         )
 
 
-def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device, num_parts: int):
+def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torch.device, objective: Objective):
     batch = next(batches)
     # Only the chunk with the ViT looks at them.
     pictures = _pictures(batch, device) if get_attr_wrapped_model(model, "pre_process") else None
@@ -166,8 +231,7 @@ def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torc
         batch.trained.to(device),
     )
     groups: Any = get_attr_wrapped_model(model, "groups")
-    # Called on the last stage alone.
-    return losses, lambda losses: _sum(losses, _parts_of_tokens(batch, groups.cp).to(device), num_parts)
+    return losses, lambda losses: objective(losses, batch, groups.cp)
 
 
 def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
@@ -189,13 +253,3 @@ def _parts_of_tokens(batch: Batch, context_group: Any) -> Tensor:
         positions = zigzag(bounds, context_group.rank(), context_group.size())
         parts, trained = parts[:, positions], trained[:, positions]
     return parts[trained]
-
-
-def _sum(losses: Tensor, parts: Tensor, num_parts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over the trained tokens' losses [N]; Megatron-Core divides the gradients by their number over all ranks."""
-    loss_sum, num_tokens = losses.sum(), torch.tensor(losses.numel(), device=losses.device, dtype=torch.int)
-    each = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
-    totals = torch.zeros(1 + num_parts, 2, dtype=torch.float64, device=losses.device)
-    totals.index_add_(0, parts + 1, each)
-    totals[0, 0], totals[0, 1] = loss_sum.detach(), num_tokens
-    return loss_sum, num_tokens, totals

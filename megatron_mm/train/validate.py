@@ -11,7 +11,7 @@ from megatron_mm.data.loader import Feed, MicroBatches
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.parallel import state
 from megatron_mm.train.assemble import Trainee
-from megatron_mm.train.step import forward_backward
+from megatron_mm.train.step import CrossEntropy, forward_backward
 
 SPLIT = "heldout"
 
@@ -44,7 +44,7 @@ class Validation:
         parts = self._batches.parts
         totals = torch.zeros(1 + len(parts), 2, dtype=torch.float64, device=device)
         for batches in Feed(self._batches, 0, self._config, self._config.train.validate_batches):
-            totals += forward_backward(trainee, batches, device, len(parts), learns=False)
+            totals += forward_backward(trainee, batches, device, CrossEntropy(len(parts)), learns=False)
         for chunk in trainee.ddp:
             chunk.train()
         names = ["validation/loss", *(f"validation/loss/{part}" for part in parts)]

@@ -82,9 +82,31 @@ def write_directory(
     hf = tokenizer.hf if form is Format.R4B else _with_video_token(tokenizer, model.language.vocab_size)
     with appearing_whole(directory) as partial:
         write_shards(partial, tensors, shapes, dtype, shard_bytes)
-        _config(model, tokenizer, dtype, form, hf.get_added_vocab().get(VIDEO)).save_pretrained(partial)
-        _generation_config(tokenizer).save_pretrained(partial)
-        _processor(model, hf, form).save_pretrained(partial)
+        _describe(partial, model, tokenizer, dtype, form, hf)
+
+
+def write_description(directory: Path, model: ModelConfig, tokenizer: ChatTokenizer, dtype: torch.dtype) -> None:
+    """What `write_directory` writes in R-4B's format but for the weights, which an engine takes from a trainer.
+
+    Raises:
+        InputError: the directory exists, or the format cannot say what the model is.
+    """
+    check_format(model, Format.R4B)
+    with appearing_whole(directory) as partial:
+        _describe(partial, model, tokenizer, dtype, Format.R4B, tokenizer.hf)
+
+
+def _describe(
+    directory: Path,
+    model: ModelConfig,
+    tokenizer: ChatTokenizer,
+    dtype: torch.dtype,
+    form: Format,
+    hf: PreTrainedTokenizerFast,
+) -> None:
+    _config(model, tokenizer, dtype, form, hf.get_added_vocab().get(VIDEO)).save_pretrained(directory)
+    _generation_config(tokenizer).save_pretrained(directory)
+    _processor(model, hf, form).save_pretrained(directory)
 
 
 def check_format(model: ModelConfig, form: Format) -> None:

@@ -16,9 +16,10 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
-from megatron_mm.train import step
+from megatron_mm.train.learning import Learning
 from megatron_mm.train.loop import train
-from megatron_mm.train.run import Run
+from megatron_mm.train.run import Place
+from megatron_mm.train.step import CrossEntropy, StepResult
 from tests.checkpoints import content
 from tests.ranks import run_on_ranks
 from tests.runs import metrics
@@ -39,18 +40,18 @@ def _config(digits: Path, run_dir: Path, **overrides: Any) -> RunConfig:
 
 def _plant(wrong: Callable[[int], float | None], rank: int) -> None:
     """Multiply the losses of the data steps for which `wrong` says a number, on one rank."""
-    take, make = Run._take_step, step._sum
+    take, make = Learning.take_step, CrossEntropy.__call__
     now = {"data_step": 0}
 
-    def take_step(self: Run, *arguments: Any) -> step.StepResult:
-        now["data_step"] = self.data_step + 1
-        return take(self, *arguments)
+    def take_step(self: Learning, place: Place, **keywords: Any) -> tuple[StepResult, int]:
+        now["data_step"] = place.data_step + 1
+        return take(self, place, **keywords)
 
-    def sum_(losses: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def minimise(self: CrossEntropy, losses: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         factor = wrong(now["data_step"]) if state.data_rank() == rank else None
-        return make(losses if factor is None else losses * factor, *arguments)
+        return make(self, losses if factor is None else losses * factor, *arguments)
 
-    Run._take_step, step._sum = take_step, sum_  # pyright: ignore[reportAttributeAccessIssue]
+    Learning.take_step, CrossEntropy.__call__ = take_step, minimise  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _train_with_losses_times(factors: dict[int, float], config: RunConfig) -> str:
@@ -132,14 +133,14 @@ def test_nothing_to_go_back_to_ends_the_run(digits: Path, tmp_path: Path) -> Non
 
 def _train_while_the_clock_jumps(config: RunConfig) -> None:
     """A day back, then two on. Runs on every rank."""
-    take, clock, jumps = Run._take_step, time.time, {3: -86400.0, 6: 172800.0}
+    take, clock, jumps = Learning.take_step, time.time, {3: -86400.0, 6: 172800.0}
 
-    def take_step(self: Run, *arguments: Any) -> step.StepResult:
-        offset = sum(seconds for number, seconds in jumps.items() if self.step >= number)
+    def take_step(self: Learning, place: Place, **keywords: Any) -> tuple[StepResult, int]:
+        offset = sum(seconds for number, seconds in jumps.items() if place.step >= number)
         time.time = lambda: clock() + offset
-        return take(self, *arguments)
+        return take(self, place, **keywords)
 
-    Run._take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
+    Learning.take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
     train(config)
 
 

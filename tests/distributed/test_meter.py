@@ -17,7 +17,7 @@ from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.assemble import build_trainee
 from megatron_mm.train.meter import Meter, Mishaps, module_grad_norms, module_rates
-from megatron_mm.train.step import forward_backward, train_step
+from megatron_mm.train.step import CrossEntropy, forward_backward, train_step
 from megatron_mm.train.timing import PARTS, StepTimer
 from megatron_mm.weights.stream import from_hf
 from megatron_mm.weights.tables import model_table
@@ -102,7 +102,9 @@ def _of_layout(
         from_hf(chunks, model_table(config.model), of_precision)
         trainee = build_trainee(config, chunks, groups)
         batches = micro_batches(config, samples_of_step(config, tokenizer, 0), tokenizer)
-        (loss_sum, num_tokens), *_ = forward_backward(trainee, batches, platform.device(), len(PARTS_OF_DATA)).tolist()
+        (loss_sum, num_tokens), *_ = forward_backward(
+            trainee, batches, platform.device(), CrossEntropy(len(PARTS_OF_DATA))
+        ).tolist()
         optimizer: Any = trainee.optimizer
         optimizer.prepare_grads()
         norms, whole_norm = module_grad_norms(trainee), optimizer.get_grad_norm()
@@ -114,7 +116,7 @@ def _of_layout(
         timer = StepTimer(platform.synchronize)
         timer.attach(trainee)
         timer.measure(True)
-        result = train_step(trainee, batches, platform.device(), len(PARTS_OF_DATA))
+        result = train_step(trainee, batches, platform.device(), CrossEntropy(len(PARTS_OF_DATA)))
         seconds = timer.take()
         meter.add(result, batches, waited_seconds=0.0)
         metrics = meter.metrics(

@@ -1,0 +1,118 @@
+"""The trainer's weights for the engine, and the proof that they arrived."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_mm.generation.engine import Engine
+from megatron_mm.generation.weights import Part
+from megatron_mm.models.vlm import VisionLanguageModel
+from megatron_mm.weights.mapping import Rule
+from megatron_mm.weights.stream import to_hf
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements that are summed at a time, as int64.
+_PIECE = 2**22
+
+
+class StaleWeightsError(RuntimeError):
+    """The engine does not compute with the trainer's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What one exchange cost.
+
+    Attributes:
+        num_bytes: of the whole tensors that the engine was given, on this rank.
+        load_seconds: until it had taken them.
+        check_seconds: until what it holds was compared.
+    """
+
+    num_bytes: int
+    load_seconds: float
+    check_seconds: float
+
+
+class WeightExchange:
+    """Hands over a sharded model's weights, and compares what every rank's worker then computes with.
+
+    Args:
+        chunks: this rank's part of the trained model.
+        table: of all weights.
+        engine: takes them.
+    """
+
+    def __init__(self, chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], engine: Engine):
+        self._chunks, self._table, self._engine = chunks, table, engine
+        shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
+        self._parts: dict[str, list[Part]] = {name: [] for name in shapes}
+        for part in engine.parts(shapes):
+            self._parts[part.name].append(part)
+
+    def __call__(self, *, compare_all: bool = False) -> Exchange:
+        """Bring the engine up to date; all ranks do it together.
+
+        Args:
+            compare_all: compare every element, and not only a sum over the bits of each tensor.
+
+        Raises:
+            StaleWeightsError: a tensor did not arrive as it is, with its name.
+        """
+        started, num_bytes = time.monotonic(), 0
+        sent: dict[str, list[Tensor]] = {}
+
+        def noted() -> Iterator[tuple[str, Tensor]]:
+            nonlocal num_bytes
+            for name, tensor in to_hf(self._chunks, self._table):
+                num_bytes += tensor.nbytes
+                wanted = [tensor[part.index].to(part.dtype) for part in self._parts[name]]
+                sent[name] = [one.clone() for one in wanted] if compare_all else [bit_sum(one) for one in wanted]
+                yield name, tensor
+
+        self._engine.load(noted())
+        loaded = time.monotonic()
+        self._check(sent, compare_all)
+        return Exchange(num_bytes, loaded - started, time.monotonic() - loaded)
+
+    def _check(self, sent: dict[str, list[Tensor]], compare_all: bool) -> None:
+        faults = []
+        for name, parts in self._parts.items():
+            for part, wanted in zip(parts, sent[name], strict=True):
+                held = part.read()
+                if compare_all:
+                    fault = _difference(wanted, held)
+                else:
+                    fault = "" if torch.equal(bit_sum(held), wanted) else "other bits"
+                if fault:
+                    place = "" if len(parts) == 1 or not part.multiplies else " as the output matrix"
+                    faults.append(f"{name}{place}: {fault}")
+        if faults:
+            raise StaleWeightsError(
+                f"the engine does not hold the trainer's weights in {len(faults)} tensors: {'; '.join(faults[:8])}"
+            )
+
+
+def bit_sum(tensor: Tensor) -> Tensor:
+    """A sum over a tensor's bits and places, modulo 2^64, that an exchange of two elements changes as well: int64."""
+    # Minus zero is zero, as packed matrices give it back.
+    bits = (tensor + 0).contiguous().view(_BITS[tensor.element_size()]).flatten()
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for first in range(0, len(bits), _PIECE):
+        piece = bits[first : first + _PIECE].long()
+        places = torch.arange(first, first + len(piece), device=tensor.device)
+        total += (piece * (2 * places + 1)).sum()
+    return total
+
+
+def _difference(wanted: Tensor, held: Tensor) -> str:
+    if wanted.shape != held.shape:
+        return f"{list(held.shape)} where {list(wanted.shape)} was sent"
+    unequal = wanted != held
+    if not unequal.any():
+        return ""
+    largest = float((wanted.double() - held.double()).abs().max())
+    return f"{int(unequal.sum())} of {unequal.numel()} elements differ, by up to {largest:.3g}"

@@ -1,0 +1,133 @@
+"""A run of reinforcement learning: what it is made of, on the loop that all runs have."""
+
+import os
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import ReinforceConfig, RunConfig
+from megatron_mm.data.shards import PreparedData
+from megatron_mm.generation.engine import Engine
+from megatron_mm.grading.rewards import RewardSpec
+from megatron_mm.grading.workers import Graders
+from megatron_mm.models.megatron_config import DTYPES
+from megatron_mm.models.vlm import VisionLanguageModel
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import Platform
+from megatron_mm.parallel.watchdog import Watchdog
+from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
+from megatron_mm.rl.exchange import WeightExchange
+from megatron_mm.rl.heldout import HeldOut
+from megatron_mm.rl.practice import Practice
+from megatron_mm.rl.questions import Questions
+from megatron_mm.rl.report import Report
+from megatron_mm.rl.sampler import Sampler
+from megatron_mm.rl.update import Reference
+from megatron_mm.train.assemble import Trainee
+from megatron_mm.train.guard import Guard
+from megatron_mm.train.loop import train
+from megatron_mm.train.run import Outcome
+from megatron_mm.weights.export import write_description
+from megatron_mm.weights.stream import dtype_name
+from megatron_mm.weights.tables import model_table
+
+# In the run directory: what an engine starts from.
+ENGINE = "engine"
+ALGORITHMS: dict[str, type[Grpo] | type[Bpo]] = {"grpo": Grpo, "bpo": Bpo}
+
+
+def reinforce(config: RunConfig) -> Outcome:
+    """Run this rank's part of a run of reinforcement learning; continues it where the run directory holds a checkpoint.
+
+    Raises:
+        InputError: see train/loop.py; or the engines do not share the ranks out evenly.
+    """
+    return train(config, ReinforceJob)
+
+
+class ReinforceJob:
+    """See train/loop.py Job."""
+
+    def __init__(self, config: RunConfig, platform: Platform, data: PreparedData, tokenizer: ChatTokenizer):
+        assert config.rl is not None
+        self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
+        check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
+        self._questions = Questions(config, data, tokenizer)
+        is_validated = config.train.validate_every is not None
+        self._held_out = HeldOut(config, data, config.rl.heldout_questions) if is_validated else None
+        self._reference: Reference | None = None
+
+    @property
+    def wants_initial_weights(self) -> bool:
+        """The reference is what the run began with, also when it goes on."""
+        return self._rl.objective.kl != "none"
+
+    @property
+    def fingerprint(self) -> str:
+        """See Job."""
+        return self._questions.fingerprint
+
+    def describe(self) -> str:
+        """See Job."""
+        plan = self._questions.plan
+        return f"data: {plan.num_samples:,} questions an epoch; {len(plan.left_out):,} do not fit and are left out"
+
+    def look_at_initial_weights(self, chunks: Sequence[VisionLanguageModel]) -> None:
+        """Keep them as the reference."""
+        if self.wants_initial_weights:
+            self._reference = Reference(chunks)
+
+    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog) -> Practice:
+        """See Job."""
+        rollout, reward = self._rl.rollout, self._rl.reward
+        trainee.chunks[-1].language.makes_entropies = self._rl.objective.entropy_coef > 0
+        directory = self._config.run_dir / ENGINE
+        dtype = DTYPES[self._config.precision]
+        if state.writes() and not directory.exists():
+            write_description(directory, self._config.model, self._tokenizer, dtype)
+        dist.barrier()
+        engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, rollout.ranks)
+        spec = RewardSpec(
+            name=reward.name,
+            format=reward.format,
+            kind=reward.kind,
+            format_weight=reward.format_weight,
+            accuracy_weight=reward.accuracy_weight,
+        )
+        graders = Graders(spec, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
+        return Practice(
+            config=self._config,
+            rl=self._rl,
+            platform=self._platform,
+            trainee=trainee,
+            questions=self._questions,
+            sampler=Sampler(engine, rollout.ranks, self._questions, self._tokenizer, graders, self._config.seed),
+            exchange=WeightExchange(trainee.chunks, model_table(self._config.model), engine),
+            algorithm=make_algorithm(self._rl),
+            reference=self._reference,
+            guard=guard,
+            watchdog=watchdog,
+            report=Report(),
+            held_out=self._held_out,
+            pad=self._tokenizer.control(PAD),
+        )
+
+
+def make_algorithm(rl: ReinforceConfig) -> Algorithm:
+    """By its name."""
+    return ALGORITHMS[rl.algorithm](by_deviation=rl.by_deviation)
+
+
+def check_ranks(config: RunConfig, rl: ReinforceConfig, num_ranks: int, num_data_ranks: int) -> None:
+    """Raise `InputError` if engines or responses cannot be shared out over the ranks."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    if local_ranks % rl.rollout.ranks:
+        raise InputError(f"rl.rollout.ranks={rl.rollout.ranks} does not divide the {local_ranks} ranks of a machine")
+    fewest = min(stage.group_size for stage in rl.stages) * config.train.global_batch // rl.updates
+    if fewest < num_data_ranks:
+        raise InputError(
+            f"an update has {fewest} responses (train.global_batch={config.train.global_batch} prompts, "
+            f"rl.updates={rl.updates}), fewer than the {num_data_ranks} data-parallel ranks"
+        )

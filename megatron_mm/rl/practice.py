@@ -1,0 +1,206 @@
+"""What a step of reinforcement learning does: draw, grade, credit, update, hand the weights over."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from megatron_mm.config.schema import ReinforceConfig, RunConfig, StageConfig
+from megatron_mm.generation.engine import Sampling
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import Platform
+from megatron_mm.parallel.watchdog import Watchdog
+from megatron_mm.rl.algorithms import Algorithm, is_flat
+from megatron_mm.rl.exchange import StaleWeightsError, WeightExchange
+from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
+from megatron_mm.rl.heldout import HeldOut
+from megatron_mm.rl.objective import divergence
+from megatron_mm.rl.questions import Questions
+from megatron_mm.rl.report import Report, write_rollouts
+from megatron_mm.rl.sampler import Sampler
+from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
+from megatron_mm.train.assemble import Trainee
+from megatron_mm.train.guard import Guard
+from megatron_mm.train.run import Place
+from megatron_mm.train.step import StepResult, train_step
+
+
+@dataclass(slots=True)
+class Practice:
+    """The steps of a run that learns from its own responses (train/run.py Work).
+
+    Attributes:
+        reference: the weights that the run began with; None where nothing is compared with them.
+        held_out: None where train.validate_every is left out.
+        pad: id that fills up.
+    """
+
+    config: RunConfig
+    rl: ReinforceConfig
+    platform: Platform
+    trainee: Trainee
+    questions: Questions
+    sampler: Sampler
+    exchange: WeightExchange
+    algorithm: Algorithm
+    reference: Reference | None
+    guard: Guard
+    watchdog: Watchdog
+    report: Report
+    held_out: HeldOut | None
+    pad: int
+    num_exchanges: int = 0
+
+    def begin(self, place: Place) -> None:
+        """See Work."""
+        self.num_exchanges = 0
+        self._hand_over(place.step)
+        self.report.restart()
+
+    def take_step(self, place: Place, *, is_logged: bool) -> tuple[StepResult, int]:
+        """See Work."""
+        del is_logged
+        stage = self.rl.stage(place.step)
+        groups, used = self._draw(place, stage)
+        parts = [groups[number :: self.rl.updates] for number in range(self.rl.updates)]
+        with self._part(place.step, "score"):
+            scored = [self._scored([one for group in part for one in group], stage) for part in parts]
+        advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
+        with self._part(place.step, "update"):
+            result = self._update(parts, scored, advantages, stage)
+        write_rollouts(self.config.run_dir, place.step + 1, parts, advantages, self.questions)
+        self._hand_over(place.step + 1)
+        self.report.take_in(groups)
+        return result, used
+
+    def metrics(self, place: Place, result: StepResult) -> dict[str, float]:
+        """See Work."""
+        held_out = {}
+        if self.held_out is not None and self.config.train.is_validated(place.step):
+            with self._part(place.step, "validation"):
+                held_out = self.held_out.run(self.sampler, self.rl.stage(place.step - 1).max_response_tokens)
+        rate = max(group["lr"] for group in self.trainee.optimizer.param_groups)
+        learned = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": rate}
+        counted = {"skipped_updates": self.guard.num_skipped, "rollbacks": self.guard.num_rollbacks}
+        return {**learned, "trained_tokens": result.trained_tokens, **self.report.metrics(), **held_out, **counted}
+
+    def _draw(self, place: Place, stage: StageConfig) -> tuple[list[list[Rollout]], int]:
+        """Groups of responses, and how many steps of the plan they took: more where flat ones are passed over."""
+        modes = self.algorithm.modes(stage.group_size)
+        sampling = Sampling(stage.max_response_tokens, stage.temperature, stage.top_p)
+        kept: list[list[Rollout]] = []
+        groups: list[list[Rollout]] = []
+        for draw in range(self.rl.max_draws):
+            data_step = place.data_step + draw
+            with self._part(place.step, "rollout"):
+                groups = self.sampler.draw(self.questions.rows(data_step), modes, sampling, data_step)
+            flat = is_flat(_rewards(groups)).tolist()
+            self.report.count_draw(flat)
+            if self.rl.max_draws == 1:
+                return groups, 1
+            kept += [group for group, no_signal in zip(groups, flat, strict=True) if not no_signal]
+            if len(kept) >= len(groups):
+                return kept[: len(groups)], draw + 1
+        # Nothing is better than what there is; a whole batch without a signal teaches nothing, and is still a step.
+        return kept or groups, self.rl.max_draws
+
+    def _scored(self, rollouts: Sequence[Rollout], stage: StageConfig) -> list[RolloutBatch]:
+        """Micro-batches that know what policy and reference think of their tokens."""
+        objective, device = self.rl.objective, self.platform.device()
+        batches = micro_batches(
+            rollouts,
+            self.questions.prompt,
+            self.config,
+            objective,
+            stage.max_response_tokens,
+            self.pad,
+            state.data_rank(),
+            state.data_ranks(),
+            self.trainee.chunks[0].groups.cp,
+        )
+        batches = with_values(batches, old=score(self.trainee, batches, device))
+        self._compare_with_engine(batches)
+        if self.reference is not None:
+            with self.reference.in_place():
+                batches = with_values(batches, reference=score(self.trainee, batches, device))
+        return batches
+
+    def _compare_with_engine(self, batches: Sequence[RolloutBatch]) -> None:
+        """See that the engine drew the tokens with the probabilities that the trainer has."""
+        tokens = [batch.tokens for batch in batches]
+        differences = torch.cat([(one.old - one.sampled).abs()[one.sampled.isfinite()] for one in tokens]).double()
+        device = self.platform.device()
+        sums = torch.stack([differences.sum(), torch.tensor(float(len(differences))).double()]).to(device)
+        total, number = state.sum_over_data(state.broadcast_from_last_stage(sums)).tolist()
+        largest = differences.max() if len(differences) else torch.zeros((), dtype=torch.float64)
+        worst = state.largest_over_data(state.broadcast_from_last_stage(largest.to(device)))
+        mean = total / number
+        self.report.note(**{"logprob_difference/mean": mean, "logprob_difference/max": float(worst)})
+        if not mean <= self.rl.rollout.max_logprob_difference:
+            raise StaleWeightsError(
+                f"log-probabilities of the engine's own tokens differ from the trainer's by {mean:.3g} on average (at "
+                f"most {float(worst):.3g}), more than rl.rollout.max_logprob_difference="
+                f"{self.rl.rollout.max_logprob_difference}, though its weights are the same to the bit: both compute "
+                "something else of them"
+            )
+
+    def _advantages(self, groups: Sequence[Sequence[Rollout]], batches: Sequence[RolloutBatch]) -> Tensor:
+        """Of the responses, group by group: float [R]."""
+        rewards = _rewards(groups)
+        objective = self.rl.objective
+        if objective.kl == "reward":
+            charged = torch.zeros(rewards.numel(), dtype=torch.float64, device=self.platform.device())
+            for batch in batches:
+                tokens = batch.tokens.map(lambda tensor: tensor.to(charged.device))
+                assert tokens.reference is not None
+                kl = divergence(objective.kl_estimator, tokens.old, tokens.reference)
+                charged.index_add_(0, tokens.responses, kl.double())
+            charged = state.sum_over_data(state.broadcast_from_last_stage(charged)).cpu()
+            rewards = rewards - objective.kl_coef * charged.view_as(rewards)
+        return self.algorithm.advantages(rewards).flatten().float()
+
+    def _update(
+        self,
+        parts: Sequence[Sequence[Sequence[Rollout]]],
+        scored: Sequence[Sequence[RolloutBatch]],
+        advantages: Sequence[Tensor],
+        stage: StageConfig,
+    ) -> StepResult:
+        results = []
+        objective = self.rl.objective
+        for number, (part, batches, credit) in enumerate(zip(parts, scored, advantages, strict=True)):
+            credited = with_values(batches, advantages=[credit[batch.tokens.responses] for batch in batches])
+            num_tokens = sum(one.num_trained(objective) for group in part for one in group)
+            result = train_step(
+                self.trainee,
+                credited,
+                self.platform.device(),
+                PolicyLoss(objective, num_tokens),
+                self.guard.judge,
+                advances=number == 0,
+                rate=1.0 if stage.lr is None else stage.lr / self.config.optim.lr,
+            )
+            self.report.note_update(result)
+            results.append(result)
+        skipped = next((result.skipped for result in results if result.skipped is not None), None)
+        mean = sum(result.loss for result in results) / len(results)
+        return replace(results[-1], loss=mean, skipped=skipped)
+
+    def _hand_over(self, step: int) -> None:
+        compare_all = self.num_exchanges % self.rl.rollout.compare_all_every == 0
+        self.num_exchanges += 1
+        with self._part(step, "exchange"):
+            self.report.note_exchange(self.exchange(compare_all=compare_all))
+
+    @contextmanager
+    def _part(self, step: int, name: str) -> Iterator[None]:
+        self.watchdog.at(step, name)
+        with self.report.timed(name):
+            yield
+
+
+def _rewards(groups: Sequence[Sequence[Rollout]]) -> Tensor:
+    """Float64 [P, K]."""
+    return torch.tensor([[one.grade.reward for one in group] for group in groups], dtype=torch.float64)

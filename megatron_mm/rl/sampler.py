@@ -1,0 +1,118 @@
+"""Questions -> graded responses, by engines that share the ranks out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_mm.chat import modes
+from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Prompt, trigger_ids
+from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.generation.engine import Engine, Sampling
+from megatron_mm.grading.rewards import Grade, Submission
+from megatron_mm.grading.workers import Graders
+from megatron_mm.rl.experience import Rollout
+from megatron_mm.rl.questions import Asked, Questions
+
+
+class Sampler:
+    """Draws and grades responses.
+
+    Args:
+        engine: of this rank and its neighbours.
+        ranks: of an engine.
+        tokenizer: of the model.
+        graders: on the first rank of each engine; None on others.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ranks: int,
+        questions: Questions,
+        tokenizer: ChatTokenizer,
+        graders: Graders | None,
+        seed: int,
+    ):
+        self._engine, self._questions, self._graders, self._seed = engine, questions, graders, seed
+        self._number, self._is_first = dist.get_rank() // ranks, dist.get_rank() % ranks == 0
+        self._triggers = {mode: trigger_ids(mode, tokenizer) for mode in Mode}
+        self._num_engines = dist.get_world_size() // ranks
+
+    def draw(
+        self, rows: Sequence[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
+    ) -> list[list[Rollout]]:
+        """The responses to each question, in the order of `modes_of`, on all ranks; all of them do it together.
+
+        What is drawn depends on seed, data step and question alone, as far as the engine's sums do not depend on what
+        it works on beside.
+
+        Args:
+            rows: of the questions.
+            modes_of: mode of each response to a question.
+            sampling: how responses are drawn, but for their number and seed.
+            data_step: of the plan.
+        """
+        # Questions with much to read are shared out first.
+        tokens = self._questions.plan.sizes.tokens[list(rows)]
+        mine = np.argsort(-tokens, kind="stable")[self._number :: self._num_engines].tolist()
+        drawn = self._draw([rows[number] for number in mine], modes_of, sampling, data_step)
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, list(zip(mine, drawn, strict=True)) if self._is_first else [])
+        groups = dict(group for of_rank in gathered for group in of_rank)
+        return [groups[number] for number in range(len(rows))]
+
+    def _draw(
+        self, rows: list[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
+    ) -> list[list[Rollout]]:
+        wanted = {mode: modes_of.count(mode) for mode in dict.fromkeys(modes_of)}
+        asked = [self._questions.ask(row) for row in rows]
+        prompts, pictures, samplings = [], [], []
+        for row, one in zip(rows, asked, strict=True):
+            for number, (mode, count) in enumerate(wanted.items()):
+                seeds = np.random.SeedSequence([self._seed, data_step, row, number])
+                prompts.append(_forced(one.prompt, self._triggers[mode]))
+                pictures.append(one.question.pictures)
+                seed = int(seeds.generate_state(1)[0])
+                samplings.append(replace(sampling, count=count, seed=seed))
+        completions = iter(self._engine.sample(prompts, pictures, samplings))
+        groups = []
+        for row, one in zip(rows, asked, strict=True):
+            group = []
+            for mode in wanted:
+                for completion in next(completions):
+                    group.append(
+                        Rollout(
+                            row=row,
+                            prompt_tokens=len(one.prompt.ids),
+                            prompt_tiles=len(one.prompt.tiles),
+                            mode=mode,
+                            given=self._triggers[mode],
+                            drawn=tuple(completion.ids),
+                            logprobs=tuple(completion.logprobs),
+                            text=modes.TRIGGERS[mode] + completion.text,
+                            finished=completion.finished,
+                            grade=Grade(0.0),
+                        )
+                    )
+            groups.append(group)
+        return self._graded(asked, groups)
+
+    def _graded(self, asked: Sequence[Asked], groups: list[list[Rollout]]) -> list[list[Rollout]]:
+        if self._graders is None:
+            return groups
+        pairs = [(one, rollout) for one, group in zip(asked, groups, strict=True) for rollout in group]
+        grades = iter(
+            self._graders.grade([Submission(rollout.text, one.reference, one.text) for one, rollout in pairs])
+        )
+        return [[replace(rollout, grade=next(grades)) for rollout in group] for group in groups]
+
+
+def _forced(prompt: Prompt, trigger: Sequence[int]) -> Prompt:
+    """A prompt that goes on with a mode's trigger."""
+    ids, collapsed = (np.concatenate([one, np.array(trigger, np.int64)]) for one in (prompt.ids, prompt.collapsed_ids))
+    return replace(prompt, ids=ids, collapsed_ids=collapsed)

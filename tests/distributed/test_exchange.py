@@ -1,0 +1,164 @@
+"""The engine computes with the trainer's weights, whatever the layouts, and what did not arrive is named."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.generation.engine import Engine
+from megatron_mm.models.vlm import VisionLanguageModel, build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.rl.exchange import StaleWeightsError, WeightExchange, bit_sum
+from megatron_mm.weights.export import write_description
+from megatron_mm.weights.tables import LANGUAGE, VISION, model_table
+from tests.answers import questions, rendered
+from tests.layouts import PP2, TP2, Overrides
+from tests.ranks import run_on_ranks
+from tests.tiny import tiny_config
+
+Tensors = Iterable[tuple[str, Tensor]]
+LAYOUTS: dict[int, tuple[Overrides, ...]] = {2: ({}, TP2, PP2), 4: (TP2, {**TP2, **PP2})}
+
+
+def _config(**overrides: object) -> RunConfig:
+    return tiny_config(model__language__vocab_size=384, **overrides)
+
+
+@pytest.fixture(scope="module")
+def description(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an engine starts from: everything but weights."""
+    directory = tmp_path_factory.mktemp("described") / "model"
+    write_description(directory, _config().model, ChatTokenizer(digits / TOKENIZER), torch.float32)
+    return directory
+
+
+def _move(chunks: list[VisionLanguageModel], seed: int) -> None:
+    """Change every weight, as an update would."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for chunk in chunks:
+            for parameter in chunk.parameters():
+                parameter.mul_(1 + 0.1 * torch.rand(()).item())
+                parameter.add_(0.01)
+
+
+def _exchange_in(configs: list[RunConfig], directory: Path, ranks: int) -> list[list[list[int]]]:
+    """Exchanges in every layout with one engine, compared in full; what it then answers. Runs on every rank."""
+    platform, tokenizer, answers = get_platform("cpu"), ChatTokenizer(directory), []
+    pictures = [question.pictures for question in questions()]
+    with state.process_group(platform):
+        engine = Engine(directory, "float32", ranks=ranks)
+        for config in configs:
+            with state.model_parallel(config.parallel, 0) as groups:
+                chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+                exchange = WeightExchange(chunks, model_table(config.model), engine)
+                for seed in range(2):
+                    _move(chunks, seed)
+                    report = exchange(compare_all=True)
+                    assert report.num_bytes > 10**6
+                    exchange()
+                said = engine.generate(rendered(directory), pictures, max_tokens=4)
+                answers.append([completion.ids for completion in said])
+    return answers
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_layout_hands_its_weights_over(description: Path, num_ranks: int, ranks: int) -> None:
+    configs = [_config(**layout) for layout in LAYOUTS[num_ranks]]
+    first, *others = run_on_ranks(_exchange_in, num_ranks, configs, description, ranks)
+    assert all(other == first for other in others)  # all engines have the same weights
+    assert all(ids for ids in first[0])
+
+
+def _without(name: str) -> Callable[[Tensors, dict[str, Tensor]], Tensors]:
+    return lambda tensors, _: ((key, value) for key, value in tensors if key != name)
+
+
+def _swapped(one: str, other: str) -> Callable[[Tensors, dict[str, Tensor]], Tensors]:
+    names = {one: other, other: one}
+    return lambda tensors, _: ((names.get(key, key), value) for key, value in tensors)
+
+
+def _late(name: str) -> Callable[[Tensors, dict[str, Tensor]], Tensors]:
+    return lambda tensors, before: ((key, before[key] if key == name else value) for key, value in tensors)
+
+
+def _as_bf16(name: str) -> Callable[[Tensors, dict[str, Tensor]], Tensors]:
+    return lambda tensors, _: ((key, value.bfloat16() if key == name else value) for key, value in tensors)
+
+
+def _as_it_is(tensors: Tensors, _: dict[str, Tensor]) -> Tensors:
+    return tensors
+
+
+UP, TABLE = f"{LANGUAGE}layers.2.mlp.up_proj.weight", f"{LANGUAGE}embed_tokens.weight"
+KEYS = f"{VISION}encoder.layers.0.self_attn.k_proj.weight"
+FAULTS = {
+    "a matrix is not sent": (_without(UP), UP),
+    "a norm is not sent": (_without(f"{LANGUAGE}norm.weight"), f"{LANGUAGE}norm.weight"),
+    "the newline is not sent": (_without("model.image_newline"), "model.image_newline"),
+    "two are swapped": (_swapped(UP, f"{LANGUAGE}layers.1.mlp.up_proj.weight"), UP),
+    "queries for keys": (_swapped(KEYS, KEYS.replace("k_proj", "q_proj")), KEYS),
+    "one is sent late": (_late(KEYS), KEYS),
+    "one has another dtype": (_as_bf16(UP), UP),
+    "the tied output is left as it was": (_as_it_is, f"{TABLE} as the output matrix"),
+}
+
+
+def _caught(config: RunConfig, directory: Path) -> dict[str, list[str]]:
+    """What is said of each fault, by sums and by comparing everything. Runs on every rank."""
+    platform, tokenizer, said = get_platform("cpu"), ChatTokenizer(directory), {}
+    with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
+        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        engine = Engine(directory, "float32", ranks=1)
+        exchange = WeightExchange(chunks, model_table(config.model), engine)
+        load, before = engine.load, {}
+
+        def remember(tensors: Tensors) -> Tensors:
+            for name, tensor in tensors:
+                before[name] = tensor.clone()
+                yield name, tensor
+
+        for number, (fault, (plant, _)) in enumerate(FAULTS.items()):
+            said[fault] = []
+            for compare_all in (False, True):
+                engine.load = lambda tensors: load(remember(tensors))
+                exchange()  # whole, before each fault
+                _move(chunks, number)
+                if plant is _as_it_is:
+                    engine.load = lambda tensors: engine._worker.reload_weights(weights_iterator=tensors)
+                else:
+                    engine.load = lambda tensors, plant=plant: load(plant(tensors, before))
+                with pytest.raises(StaleWeightsError) as error:
+                    exchange(compare_all=compare_all)
+                said[fault].append(str(error.value))
+    return said
+
+
+def test_what_did_not_arrive_is_named(description: Path) -> None:
+    for said in run_on_ranks(_caught, 2, _config(**TP2), description):
+        for fault, (_, name) in FAULTS.items():
+            for message in said[fault]:
+                assert name in message, (fault, message)
+            count = 2 if "swapped" in fault or "queries" in fault else 1
+            assert f"weights in {count} tensors" in said[fault][0], said[fault]
+
+
+def test_the_sum_of_bits_sees_what_a_plain_sum_does_not() -> None:
+    values = torch.randn(3, 5)
+    turned = values.flip(0)
+    assert values.sum() == pytest.approx(turned.sum())
+    sums = {int(bit_sum(one)) for one in (values, turned, values.T, -values, values.bfloat16())}
+    assert len(sums) == 5
+    assert bit_sum(torch.tensor([-0.0])) == bit_sum(torch.tensor([0.0]))
+    large = torch.randn(2**22 + 7)
+    moved = large.clone()
+    moved[[0, -1]] = moved[[-1, 0]]
+    assert bit_sum(large) != bit_sum(moved)

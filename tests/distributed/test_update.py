@@ -1,0 +1,193 @@
+"""An update of the policy is the same in every layout; its log-probabilities are those of the reference it is given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_mm.chat.images import TileRules
+from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Question, render_prompt
+from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
+from megatron_mm.config.layout import check_layout
+from megatron_mm.config.schema import ObjectiveConfig, RunConfig
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.vlm import build_model
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.rl.experience import Rollout, micro_batches
+from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
+from megatron_mm.train.assemble import Trainee, build_trainee
+from megatron_mm.train.step import forward_backward
+from megatron_mm.weights.stream import from_hf
+from megatron_mm.weights.tables import model_table
+from tests.layouts import CP2, PP2, SP, TP2, Overrides, assert_equal_gradients, gradients, layout
+from tests.ranks import run_on_ranks
+from tests.tiny import r4b_tensors, random_picture, reference_models
+
+MAX_RESPONSE_TOKENS = 24
+UNPACKED: Overrides = {"data__packed": "false"}
+LAYOUTS: dict[int, dict[str, Overrides]] = {
+    1: {"packed": {}, "unpacked": UNPACKED},
+    2: {
+        "TP 2": TP2,
+        "TP 2 + SP, unpacked": {**SP, **UNPACKED},
+        "PP 2": PP2,
+        "DP 2": {},
+        "DP 2, unpacked": UNPACKED,
+        "CP 2": CP2,
+        "CP 2, unpacked": {**CP2, **UNPACKED},
+    },
+    4: {"TP 2 x CP 2": {**TP2, **CP2}, "PP 2 x DP 2": PP2},
+}
+OBJECTIVES = {
+    "GRPO": ObjectiveConfig(kl_coef=0.1),
+    "everything else": ObjectiveConfig(
+        ratio="sequence", average="constant", kl_estimator="k1", mismatch="truncate", entropy_coef=0.05, clip_low=0.05
+    ),
+    "triggers masked": ObjectiveConfig(average="token", mask_trigger_tokens=True, mismatch="mask", kl="none"),
+}
+Outcome = dict[str, tuple[dict[str, torch.Tensor], list[list[float]]]]
+
+
+def _rollouts(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[list[Rollout], list[float]]:
+    """Responses of all lengths in all modes, with pictures and without, and their advantages."""
+    random, rules, made = np.random.default_rng(0), TileRules.of_model(config.model), []
+    for number, (mode, shapes) in enumerate(
+        zip([*Mode] * 4, [[(32, 32)], [], [(90, 40), (20, 20)], [(33, 70)]] * 3, strict=True)
+    ):
+        question = Question.about(f"Number {number}?", [random_picture(shape, random) for shape in shapes])
+        prompt = render_prompt(question, Mode.AUTO, tokenizer, rules)
+        given = render_prompt(question, mode, tokenizer, rules).ids[len(prompt.ids) :]
+        drawn = random.integers(10, 200, random.integers(1, MAX_RESPONSE_TOKENS))
+        logprobs = random.normal(-5, 1, len(drawn))
+        made.append(
+            Rollout(prompt, mode, tuple(given.tolist()), tuple(drawn.tolist()), tuple(logprobs.tolist()), "", True)
+        )
+    return made, random.normal(size=len(made)).tolist()
+
+
+def _updates(configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokenizer_directory: Path) -> list[Outcome]:
+    """Gradients and sums of one update with each objective, in each layout. Runs on every rank."""
+    platform, tokenizer, found = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
+    with state.process_group(platform):
+        for config in configs:
+            check_layout(config, dist.get_world_size())
+            with state.model_parallel(config.parallel, config.seed) as groups:
+                chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+                from_hf(chunks, model_table(config.model), tensors)
+                trainee = build_trainee(config, chunks, groups)
+                found.append(
+                    {name: _update(config, objective, trainee, tokenizer) for name, objective in OBJECTIVES.items()}
+                )
+    return found
+
+
+def _update(
+    config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer
+) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    rollouts, advantages = _rollouts(config, tokenizer)
+    context, device = trainee.chunks[0].groups.cp, torch.device("cpu")
+    batches = micro_batches(
+        rollouts,
+        advantages,
+        config,
+        objective,
+        MAX_RESPONSE_TOKENS,
+        tokenizer.control(PAD),
+        state.data_rank(),
+        state.data_ranks(),
+        context,
+    )
+    trainee.chunks[-1].language.makes_entropies = objective.entropy_coef > 0
+    now = score(trainee, batches, device)
+    # Smooth functions of the token's own log-probability, so that they are the same in every layout.
+    batches = with_values(batches, old=[one + 0.3 * torch.sin(3 * one) for one in now])
+    if objective.kl == "loss":
+        batches = with_values(batches, reference=[one + 0.2 * torch.cos(2 * one) for one in now])
+    # Near the engine's too, or every weight would be cut off.
+    batches = [
+        replace(
+            batch,
+            tokens=replace(
+                batch.tokens,
+                sampled=torch.where(batch.tokens.sampled.isnan(), torch.nan, one + 0.9 * torch.cos(5 * one)),
+            ),
+        )
+        for batch, one in zip(batches, now, strict=True)
+    ]
+    for ddp in trainee.ddp:
+        ddp.zero_grad_buffer()
+    loss = PolicyLoss(objective, sum(one.num_trained(objective) for one in rollouts))
+    sums = forward_backward(trainee, batches, device, loss)
+    return gradients(config, trainee), sums.tolist()
+
+
+def test_every_layout_makes_the_same_update(digits: Path) -> None:
+    small: Overrides = {"train__micro_batch": 2, "data__max_sequence_tokens": 256, "data__max_pack_tiles": 8}
+    single = layout(**small, **UNPACKED)
+    tensors = r4b_tensors(single, *reference_models(single))
+    expected: Outcome = {}
+    for num_ranks, named in LAYOUTS.items():
+        configs = [layout(**{**small, **overrides}) for overrides in named.values()]
+        outcomes = run_on_ranks(_updates, num_ranks, configs, tensors, digits / TOKENIZER)[0]
+        expected = expected or outcomes[0]
+        for name, outcome in zip(named, outcomes, strict=True):
+            for objective, (grads, sums) in outcome.items():
+                expected_grads, expected_sums = expected[objective]
+                try:
+                    assert_equal_gradients(grads, expected_grads)
+                except AssertionError as error:
+                    raise AssertionError(f"{name}, {objective}: {error}") from None
+                assert np.allclose(sums, expected_sums, rtol=1e-4, atol=1e-4), (name, objective)
+    for objective, (grads, sums) in expected.items():
+        assert all(tensor.abs().max() > 0 for tensor in grads.values())
+        (_, tokens), _, (clipped, _), *_ = sums
+        assert 0 < clipped < tokens, objective
+    assert expected["triggers masked"][1][0][1] < expected["GRPO"][1][0][1]
+
+
+def _scored(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_directory: Path) -> list[float]:
+    """Differences of log-probabilities: the reference's after a change, the changed policy's. Runs on every rank."""
+    platform, tokenizer = get_platform("cpu"), ChatTokenizer(tokenizer_directory)
+    with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
+        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        from_hf(chunks, model_table(config.model), tensors)
+        trainee = build_trainee(config, chunks, groups)
+        reference, objective = Reference(chunks), OBJECTIVES["GRPO"]
+        rollouts, advantages = _rollouts(config, tokenizer)
+        sizes = (MAX_RESPONSE_TOKENS, tokenizer.control(PAD), state.data_rank(), state.data_ranks())
+        batches = micro_batches(rollouts, advantages, config, objective, *sizes, groups.cp)
+        before = torch.cat(score(trainee, batches, platform.device()))
+        with torch.no_grad():
+            for parameter in chunks[0].parameters():
+                parameter.mul_(1.1)
+        after = torch.cat(score(trainee, batches, platform.device()))
+        with reference.in_place():
+            of_reference = torch.cat(score(trainee, batches, platform.device()))
+        again = torch.cat(score(trainee, batches, platform.device()))
+        return [
+            float((one - other).abs().max()) for one, other in ((of_reference, before), (after, before), (again, after))
+        ]
+
+
+def test_the_reference_stays_what_it_was(digits: Path) -> None:
+    config = layout(**TP2)
+    tensors = r4b_tensors(config, *reference_models(config))
+    for of_reference, changed, again in run_on_ranks(_scored, 2, config, tensors, digits / TOKENIZER):
+        assert of_reference == 0
+        assert changed > 0.01
+        assert again == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_given_tokens_are_trained_unless_they_are_masked(tokenizer: ChatTokenizer, masked: bool) -> None:
+    config, objective = layout(**UNPACKED), ObjectiveConfig(mask_trigger_tokens=masked)
+    rollouts, _ = _rollouts(config, tokenizer)
+    for rollout in rollouts:
+        given = {Mode.AUTO: 0, Mode.THINKING: 1, Mode.NON_THINKING: 2}[rollout.mode]
+        assert len(rollout.given) == given
+        assert rollout.num_trained(objective) == len(rollout.drawn) + (0 if masked else given)
