@@ -10,15 +10,16 @@ import torch.distributed as dist
 
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode
-from megatron_mm.chat.render import Question, render_prompt
+from megatron_mm.chat.render import Prompt, Question, render_prompt, trigger_ids
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
 from megatron_mm.config.layout import check_layout
 from megatron_mm.config.schema import ObjectiveConfig, RunConfig
 from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.grading.rewards import Grade
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
-from megatron_mm.rl.experience import Rollout, micro_batches
+from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
 from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
 from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.step import forward_backward
@@ -53,21 +54,49 @@ OBJECTIVES = {
 Outcome = dict[str, tuple[dict[str, torch.Tensor], list[list[float]]]]
 
 
-def _rollouts(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[list[Rollout], list[float]]:
-    """Responses of all lengths in all modes, with pictures and without, and their advantages."""
-    random, rules, made = np.random.default_rng(0), TileRules.of_model(config.model), []
-    for number, (mode, shapes) in enumerate(
-        zip([*Mode] * 4, [[(32, 32)], [], [(90, 40), (20, 20)], [(33, 70)]] * 3, strict=True)
-    ):
-        question = Question.about(f"Number {number}?", [random_picture(shape, random) for shape in shapes])
+def _rollouts(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[list[Rollout], list[Prompt], torch.Tensor]:
+    """Responses of all lengths in all modes, with pictures and without; their prompts and advantages."""
+    random, rules = np.random.default_rng(0), TileRules.of_model(config.model)
+    rollouts, prompts = [], []
+    shapes = [[(32, 32)], [], [(90, 40), (20, 20)], [(33, 70)]] * 3
+    for row, (mode, sizes) in enumerate(zip([*Mode] * 4, shapes, strict=True)):
+        question = Question.about(f"Number {row}?", [random_picture(size, random) for size in sizes])
         prompt = render_prompt(question, Mode.AUTO, tokenizer, rules)
-        given = render_prompt(question, mode, tokenizer, rules).ids[len(prompt.ids) :]
         drawn = random.integers(10, 200, random.integers(1, MAX_RESPONSE_TOKENS))
-        logprobs = random.normal(-5, 1, len(drawn))
-        made.append(
-            Rollout(prompt, mode, tuple(given.tolist()), tuple(drawn.tolist()), tuple(logprobs.tolist()), "", True)
+        prompts.append(prompt)
+        rollouts.append(
+            Rollout(
+                row=row,
+                prompt_tokens=len(prompt.ids),
+                prompt_tiles=len(prompt.tiles),
+                mode=mode,
+                given=trigger_ids(mode, tokenizer),
+                drawn=tuple(drawn.tolist()),
+                logprobs=tuple(random.normal(-5, 1, len(drawn)).tolist()),
+                text="",
+                finished=True,
+                grade=Grade(0.0),
+            )
         )
-    return made, random.normal(size=len(made)).tolist()
+    return rollouts, prompts, torch.tensor(random.normal(size=len(rollouts))).float()
+
+
+def _batches(
+    config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer
+) -> list[RolloutBatch]:
+    rollouts, prompts, advantages = _rollouts(config, tokenizer)
+    batches = micro_batches(
+        rollouts,
+        prompts.__getitem__,
+        config,
+        objective,
+        MAX_RESPONSE_TOKENS,
+        tokenizer.control(PAD),
+        state.data_rank(),
+        state.data_ranks(),
+        trainee.chunks[0].groups.cp,
+    )
+    return with_values(batches, advantages=[advantages[batch.tokens.responses] for batch in batches])
 
 
 def _updates(configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokenizer_directory: Path) -> list[Outcome]:
@@ -89,19 +118,8 @@ def _updates(configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokeniz
 def _update(
     config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer
 ) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
-    rollouts, advantages = _rollouts(config, tokenizer)
-    context, device = trainee.chunks[0].groups.cp, torch.device("cpu")
-    batches = micro_batches(
-        rollouts,
-        advantages,
-        config,
-        objective,
-        MAX_RESPONSE_TOKENS,
-        tokenizer.control(PAD),
-        state.data_rank(),
-        state.data_ranks(),
-        context,
-    )
+    device = torch.device("cpu")
+    batches = _batches(config, objective, trainee, tokenizer)
     trainee.chunks[-1].language.makes_entropies = objective.entropy_coef > 0
     now = score(trainee, batches, device)
     # Smooth functions of the token's own log-probability, so that they are the same in every layout.
@@ -121,6 +139,7 @@ def _update(
     ]
     for ddp in trainee.ddp:
         ddp.zero_grad_buffer()
+    rollouts, _, _ = _rollouts(config, tokenizer)
     loss = PolicyLoss(objective, sum(one.num_trained(objective) for one in rollouts))
     sums = forward_backward(trainee, batches, device, loss)
     return gradients(config, trainee), sums.tolist()
@@ -158,9 +177,7 @@ def _scored(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_direc
         from_hf(chunks, model_table(config.model), tensors)
         trainee = build_trainee(config, chunks, groups)
         reference, objective = Reference(chunks), OBJECTIVES["GRPO"]
-        rollouts, advantages = _rollouts(config, tokenizer)
-        sizes = (MAX_RESPONSE_TOKENS, tokenizer.control(PAD), state.data_rank(), state.data_ranks())
-        batches = micro_batches(rollouts, advantages, config, objective, *sizes, groups.cp)
+        batches = _batches(config, objective, trainee, tokenizer)
         before = torch.cat(score(trainee, batches, platform.device()))
         with torch.no_grad():
             for parameter in chunks[0].parameters():
@@ -186,7 +203,7 @@ def test_the_reference_stays_what_it_was(digits: Path) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_given_tokens_are_trained_unless_they_are_masked(tokenizer: ChatTokenizer, masked: bool) -> None:
     config, objective = layout(**UNPACKED), ObjectiveConfig(mask_trigger_tokens=masked)
-    rollouts, _ = _rollouts(config, tokenizer)
+    rollouts, _, _ = _rollouts(config, tokenizer)
     for rollout in rollouts:
         given = {Mode.AUTO: 0, Mode.THINKING: 1, Mode.NON_THINKING: 2}[rollout.mode]
         assert len(rollout.given) == given
