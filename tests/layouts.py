@@ -1,6 +1,6 @@
 """What every parallel layout does to one model and one set of samples: losses, gradients, weights after some steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.loader import Batch, Form, collate
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
-from megatron_mm.parallel.platform import get_platform
+from megatron_mm.parallel.platform import Platform, get_platform
 from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.step import CrossEntropy, forward_backward, train_step
 from megatron_mm.weights.stream import from_hf, parameters_by_name, to_hf
@@ -174,23 +174,30 @@ def outcomes(
     platform, tokenizer = get_platform(platform_name), ChatTokenizer(tokenizer_directory)
     found = []
     with state.process_group(platform):
-        for config in configs:
-            check_layout(config, dist.get_world_size())
-            with state.model_parallel(config.parallel, config.seed) as groups:
-                chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-                from_hf(chunks, model_table(config.model), tensors)
-                trainee = build_trainee(config, chunks, groups)
-                grads, losses, parts = {}, [], []
-                for step in range(STEPS):
-                    batches = micro_batches(config, samples_of(config, tokenizer, step), tokenizer)
-                    if step == 0:
-                        forward_backward(trainee, batches, platform.device(), CrossEntropy(NUM_PARTS))
-                        grads = gradients(config, trainee)
-                    result = train_step(trainee, batches, platform.device(), CrossEntropy(NUM_PARTS))
-                    losses.append(result.loss)
-                    parts.append(result.sums.tolist())
-                found.append(Outcome(losses, parts, grads, weights(config, trainee), trainee.num_trained))
+        for config, trainee in trainees(platform, configs, tokenizer, tensors):
+            grads, losses, parts = {}, [], []
+            for step in range(STEPS):
+                batches = micro_batches(config, samples_of(config, tokenizer, step), tokenizer)
+                if step == 0:
+                    forward_backward(trainee, batches, platform.device(), CrossEntropy(NUM_PARTS))
+                    grads = gradients(config, trainee)
+                result = train_step(trainee, batches, platform.device(), CrossEntropy(NUM_PARTS))
+                losses.append(result.loss)
+                parts.append(result.sums.tolist())
+            found.append(Outcome(losses, parts, grads, weights(config, trainee), trainee.num_trained))
     return found
+
+
+def trainees(
+    platform: Platform, configs: list[RunConfig], tokenizer: ChatTokenizer, tensors: dict[str, torch.Tensor]
+) -> Iterator[tuple[RunConfig, Trainee]]:
+    """The model with given weights in each config's layout, one after the other in one process group."""
+    for config in configs:
+        check_layout(config, dist.get_world_size())
+        with state.model_parallel(config.parallel, config.seed) as groups:
+            chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+            from_hf(chunks, model_table(config.model), tensors)
+            yield config, build_trainee(config, chunks, groups)
 
 
 def gradients(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ digits.py      the miniature data set, on scikit-learn's handwritten digits
 
 plan.py        which samples make up which global batch, and which rank gets which
 packing.py     best-fit decreasing
+questions.py   row -> one question with its answer
 reader.py      row -> sample ready for training
 decode.py      encoded pictures -> pixels
 loader.py      plan -> micro-batches of one data-parallel rank, by loader processes

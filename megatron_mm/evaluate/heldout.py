@@ -10,10 +10,10 @@ from rich.table import Table
 from megatron_mm.chat import modes
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode
-from megatron_mm.chat.render import Conversation, Question, render_prompt
+from megatron_mm.chat.render import render_prompt
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.data.decode import decode_with_pillow
+from megatron_mm.data.questions import Asked, ask
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Engine
 from megatron_mm.grading.answers import exact_match
@@ -37,15 +37,6 @@ class Score:
     mean_tokens: float
     think_rate: float
     unfinished: float
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question of the data set, its reference answer, and where it lies."""
-
-    name: str
-    question: Question
-    reference: str
 
 
 def evaluate_heldout(
@@ -90,8 +81,7 @@ def evaluate_heldout(
                 )
             )
             for one, response, is_right in zip(asked, responses, right, strict=True):
-                text = "".join(part for part in one.question.parts if isinstance(part, str)).strip()
-                line = {"source": source, "mode": str(mode), "picture": one.name, "question": text}
+                line = {"source": source, "mode": str(mode), "picture": one.name, "question": one.text}
                 lines.append({**line, "reference": one.reference, "response": response, "right": is_right})
     _write(report, scores, lines)
     _print(scores)
@@ -112,17 +102,8 @@ def heldout_questions(data: PreparedData, num_questions: int) -> dict[str, list[
             continue
         if part.count < num_questions:
             raise InputError(f"{data.path} holds {part.count} held-out questions of {source}, not {num_questions}")
-        found[source] = [_asked(data, row) for row in range(part.first, part.first + num_questions)]
+        found[source] = [ask(data, row) for row in range(part.first, part.first + num_questions)]
     return found
-
-
-def _asked(data: PreparedData, row: int) -> Asked:
-    stored = data.read(row)
-    content = stored.content.content(decode_with_pillow(stored.pictures, stored.name))
-    if not isinstance(content, Conversation) or len(content.turns) != 1:
-        raise InputError(f"held-out sample {stored.name} is not one question with one answer")
-    ((question, response),) = content.turns
-    return Asked(stored.name, question, response.answer)
 
 
 def _write(report: Path, scores: list[Score], lines: list[dict[str, object]]) -> None:

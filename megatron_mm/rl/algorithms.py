@@ -29,15 +29,13 @@ class Grpo:
 
     Attributes:
         by_deviation: divide by the group's standard deviation; Dr. GRPO (2503.20783, section 3.2) does not.
-        mode: of all responses.
     """
 
     by_deviation: bool = True
-    mode: Mode = Mode.AUTO
 
     def modes(self, group_size: int) -> tuple[Mode, ...]:
         """`group_size` times the same."""
-        return (self.mode,) * group_size
+        return (Mode.AUTO,) * group_size
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """(r - mean) / std within the group."""

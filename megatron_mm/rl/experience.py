@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, Sample
@@ -17,8 +16,25 @@ from megatron_mm.config.schema import ObjectiveConfig, RunConfig
 from megatron_mm.data.loader import Batch, Form, collate
 from megatron_mm.data.plan import balanced
 from megatron_mm.grading.rewards import Grade
-from megatron_mm.models.packing import zigzag
 from megatron_mm.rl.objective import Tokens, token_weights
+from megatron_mm.train.step import trained_order
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a response answers, for those who read it.
+
+    Attributes:
+        sample: its name.
+        part: of the data.
+        question: without the pictures.
+        reference: the right answer.
+    """
+
+    sample: str
+    part: str
+    question: str
+    reference: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +42,7 @@ class Rollout:
     """A response.
 
     Attributes:
-        row: of the question.
+        row: of the question; wording: what it says.
         prompt_tokens, prompt_tiles: of the prompt, up to and including `<think>`.
         mode: that the response was drawn in.
         given: ids behind the prompt that force the mode, none in auto mode.
@@ -38,6 +54,7 @@ class Rollout:
     """
 
     row: int
+    wording: Wording
     prompt_tokens: int
     prompt_tiles: int
     mode: Mode
@@ -103,7 +120,7 @@ def micro_batches(
         batch = collate(samples, pad, patches, form)
         responses = torch.tensor(unit).repeat_interleave(lengths[unit])
         sampled = [logprob for one in chosen for logprob in _of_engine(one, objective)]
-        order = _order(batch, context)
+        order = trained_order(batch, context)
         tokens = Tokens(
             old=torch.zeros(len(order)),
             sampled=torch.tensor(sampled)[order],
@@ -157,13 +174,3 @@ def _of_engine(rollout: Rollout, config: ObjectiveConfig) -> list[float]:
     """The engine's log-probabilities of the trained tokens, NaN where it did not draw them."""
     given = len(rollout.given) - rollout.skipped(config)
     return [math.nan] * given + list(rollout.logprobs)
-
-
-def _order(batch: Batch, context: dist.ProcessGroup) -> Tensor:
-    """Numbers of a micro-batch's trained tokens that this rank's model makes losses for, in its order."""
-    if context.size() == 1:
-        return torch.arange(int(batch.trained.sum()))
-    numbers = batch.trained.flatten().cumsum(0).view_as(batch.trained) - 1
-    bounds = [0, batch.ids.shape[1]] if batch.starts is None else batch.starts.tolist()
-    positions = zigzag(bounds, context.rank(), context.size())
-    return numbers[:, positions][batch.trained[:, positions]]

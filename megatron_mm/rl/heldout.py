@@ -9,8 +9,7 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Sampling
 from megatron_mm.rl.sampler import Sampler
-
-SPLIT = "heldout"
+from megatron_mm.train.validate import SPLIT
 
 
 class HeldOut:

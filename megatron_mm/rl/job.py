@@ -89,13 +89,7 @@ class ReinforceJob:
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
         engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, rollout.ranks)
-        spec = RewardSpec(
-            name=reward.name,
-            format=reward.format,
-            kind=reward.kind,
-            format_weight=reward.format_weight,
-            accuracy_weight=reward.accuracy_weight,
-        )
+        spec = RewardSpec(**reward.model_dump(exclude={"num_workers"}))
         graders = Graders(spec, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
         return Practice(
             config=self._config,

@@ -70,7 +70,7 @@ class Practice:
         advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
         with self._part(place.step, "update"):
             result = self._update(parts, scored, advantages, stage)
-        write_rollouts(self.config.run_dir, place.step + 1, parts, advantages, self.questions)
+        write_rollouts(self.config.run_dir, place.step + 1, parts, advantages)
         self._hand_over(place.step + 1)
         self.report.take_in(groups)
         return result, used

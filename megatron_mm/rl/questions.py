@@ -1,39 +1,13 @@
 """The questions of each step, as a pure function of the data, the blend, the seed and the step."""
 
-from dataclasses import dataclass
-
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode
-from megatron_mm.chat.render import Conversation, Prompt, Question, render_prompt
+from megatron_mm.chat.render import Prompt, render_prompt
 from megatron_mm.chat.tokenizer import ChatTokenizer
-from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.decode import decode_with_pillow
 from megatron_mm.data.plan import plan_of_run, remembered
+from megatron_mm.data.questions import Asked, ask
 from megatron_mm.data.shards import PreparedData
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question of the data set.
-
-    Attributes:
-        name: of the sample.
-        part: of the data, such as "math/non_thinking".
-        prompt: up to and including `<think>`.
-        reference: the right answer.
-    """
-
-    name: str
-    part: str
-    question: Question
-    prompt: Prompt
-    reference: str
-
-    @property
-    def text(self) -> str:
-        """Without the pictures."""
-        return "".join(part for part in self.question.parts if isinstance(part, str)).strip()
 
 
 class Questions:
@@ -53,6 +27,7 @@ class Questions:
         self.plan = plan_of_run(data.index, unpacked)
         self._system = None if config.rl is None else config.rl.system_prompt
         self._asked: dict[int, Asked] = {}
+        self._prompts: dict[int, Prompt] = {}
         # Those of a step, and of the draws before it.
         self._kept = config.train.global_batch * (1 if config.rl is None else config.rl.max_draws)
 
@@ -69,19 +44,17 @@ class Questions:
         """The question of a row.
 
         Raises:
-            InputError: it is damaged, or not one question with one answer.
+            InputError: see data/questions.py.
         """
-        return remembered(self._asked, row, self._kept, self._make)
+        return remembered(self._asked, row, self._kept, lambda row: ask(self._data, row))
+
+    def part(self, row: int) -> str:
+        """Of the data, such as "math/non_thinking"."""
+        return self._data.index.part_of(row)
 
     def prompt(self, row: int) -> Prompt:
-        """Of a row's question."""
-        return self.ask(row).prompt
+        """Of a row's question, up to and including `<think>`."""
+        return remembered(self._prompts, row, self._kept, self._make_prompt)
 
-    def _make(self, row: int) -> Asked:
-        stored = self._data.read(row)
-        content = stored.content.content(decode_with_pillow(stored.pictures, stored.name))
-        if not isinstance(content, Conversation) or len(content.turns) != 1:
-            raise InputError(f"sample {stored.name} is not one question with one answer, which can be checked")
-        ((question, response),) = content.turns
-        prompt = render_prompt(question, Mode.AUTO, self._tokenizer, self._rules, self._system)
-        return Asked(stored.name, self._data.index.part_of(row), question, prompt, response.answer)
+    def _make_prompt(self, row: int) -> Prompt:
+        return render_prompt(self.ask(row).question, Mode.AUTO, self._tokenizer, self._rules, self._system)

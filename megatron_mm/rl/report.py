@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +16,6 @@ from megatron_mm.chat.modes import Mode
 from megatron_mm.parallel import state
 from megatron_mm.rl.exchange import Exchange
 from megatron_mm.rl.experience import Rollout
-from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.update import METRICS
 from megatron_mm.train.step import StepResult
 
@@ -99,7 +99,6 @@ def write_rollouts(
     step: int,
     parts: Sequence[Sequence[Sequence[Rollout]]],
     advantages: Sequence[Tensor],
-    questions: Questions,
 ) -> None:
     """Write the responses of a step to RUN/rollouts, one a line; pictures are named by their sample."""
     if not state.writes():
@@ -108,13 +107,9 @@ def write_rollouts(
     for part, credit in zip(parts, advantages, strict=True):
         rollouts = [one for group in part for one in group]
         for one, advantage in zip(rollouts, credit.tolist(), strict=True):
-            asked = questions.ask(one.row)
             lines.append(
                 {
-                    "sample": asked.name,
-                    "part": asked.part,
-                    "question": asked.text,
-                    "reference": asked.reference,
+                    **asdict(one.wording),
                     "mode": str(one.mode),
                     "response": one.text,
                     "tokens": len(one.drawn),

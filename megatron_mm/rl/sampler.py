@@ -14,8 +14,8 @@ from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.generation.engine import Engine, Sampling
 from megatron_mm.grading.rewards import Grade, Submission
 from megatron_mm.grading.workers import Graders
-from megatron_mm.rl.experience import Rollout
-from megatron_mm.rl.questions import Asked, Questions
+from megatron_mm.rl.experience import Rollout, Wording
+from megatron_mm.rl.questions import Questions
 
 
 class Sampler:
@@ -75,21 +75,23 @@ class Sampler:
         for row, one in zip(rows, asked, strict=True):
             for number, (mode, count) in enumerate(wanted.items()):
                 seeds = np.random.SeedSequence([self._seed, data_step, row, number])
-                prompts.append(_forced(one.prompt, self._triggers[mode]))
+                prompts.append(_forced(self._questions.prompt(row), self._triggers[mode]))
                 pictures.append(one.question.pictures)
                 seed = int(seeds.generate_state(1)[0])
                 samplings.append(replace(sampling, count=count, seed=seed))
         completions = iter(self._engine.sample(prompts, pictures, samplings))
         groups = []
         for row, one in zip(rows, asked, strict=True):
-            group = []
+            group, prompt = [], self._questions.prompt(row)
+            wording = Wording(one.name, self._questions.part(row), one.text, one.reference)
             for mode in wanted:
                 for completion in next(completions):
                     group.append(
                         Rollout(
                             row=row,
-                            prompt_tokens=len(one.prompt.ids),
-                            prompt_tiles=len(one.prompt.tiles),
+                            wording=wording,
+                            prompt_tokens=len(prompt.ids),
+                            prompt_tiles=len(prompt.tiles),
                             mode=mode,
                             given=self._triggers[mode],
                             drawn=tuple(completion.ids),
@@ -100,15 +102,14 @@ class Sampler:
                         )
                     )
             groups.append(group)
-        return self._graded(asked, groups)
+        return self._graded(groups)
 
-    def _graded(self, asked: Sequence[Asked], groups: list[list[Rollout]]) -> list[list[Rollout]]:
+    def _graded(self, groups: list[list[Rollout]]) -> list[list[Rollout]]:
         if self._graders is None:
             return groups
-        pairs = [(one, rollout) for one, group in zip(asked, groups, strict=True) for rollout in group]
-        grades = iter(
-            self._graders.grade([Submission(rollout.text, one.reference, one.text) for one, rollout in pairs])
-        )
+        rollouts = [one for group in groups for one in group]
+        submissions = [Submission(one.text, one.wording.reference, one.wording.question) for one in rollouts]
+        grades = iter(self._graders.grade(submissions))
         return [[replace(rollout, grade=next(grades)) for rollout in group] for group in groups]
 
 

@@ -64,7 +64,7 @@ class CrossEntropy:
 
     def __call__(self, losses: Tensor, batch: Batch, context: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
         """See Objective."""
-        parts = _parts_of_tokens(batch, context).to(losses.device)
+        parts = _parts_of_tokens(batch)[trained_order(batch, context)].to(losses.device)
         loss_sum, num_tokens = losses.sum(), torch.tensor(losses.numel(), device=losses.device, dtype=torch.int)
         each = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
         sums = torch.zeros(self.num_sums, 2, dtype=torch.float64, device=losses.device)
@@ -241,15 +241,24 @@ def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
     return Pictures(pixel_values(batch.tiles.to(device)), batch.order.to(device), downscales)
 
 
-def _parts_of_tokens(batch: Batch, context_group: Any) -> Tensor:
-    """The part of the data that each trained token on this rank belongs to: int64 [N], as the model orders them."""
-    rows, num_tokens = batch.ids.shape
+def trained_order(batch: Batch, context: dist.ProcessGroup) -> Tensor:
+    """Numbers of a micro-batch's trained tokens, counted sample by sample, that this rank has as the model orders them.
+
+    Returns:
+        int64 [N].
+    """
+    numbers, trained = batch.trained.flatten().cumsum(0).view_as(batch.trained) - 1, batch.trained
+    if context.size() > 1:
+        bounds = [0, batch.ids.shape[1]] if batch.starts is None else batch.starts.tolist()
+        positions = zigzag(bounds, context.rank(), context.size())
+        numbers, trained = numbers[:, positions], trained[:, positions]
+    return numbers[trained]
+
+
+def _parts_of_tokens(batch: Batch) -> Tensor:
+    """The part of the data that each trained token belongs to, counted sample by sample: int64."""
     if batch.starts is None:
-        parts, bounds = batch.parts[:, None].expand(rows, num_tokens), [0, num_tokens]
+        parts = batch.parts[:, None].expand_as(batch.trained)
     else:
-        parts, bounds = batch.parts.repeat_interleave(batch.starts.diff().long())[None], batch.starts.tolist()
-    trained = batch.trained
-    if context_group.size() > 1:
-        positions = zigzag(bounds, context_group.rank(), context_group.size())
-        parts, trained = parts[:, positions], trained[:, positions]
-    return parts[trained]
+        parts = batch.parts.repeat_interleave(batch.starts.diff().long())[None]
+    return parts[batch.trained]

@@ -50,8 +50,8 @@ def _config(digits: Path, run_dir: Path, ranks: int, **overrides: Any) -> RunCon
 def _reinforced(config: RunConfig) -> None:
     """A run whose rewards are drawn by lot, so that every step has something to learn. Runs on every rank."""
 
-    def graded(self: Sampler, asked: Any, groups: Any) -> Any:
-        del self, asked
+    def graded(self: Sampler, groups: Any) -> Any:
+        del self
         return [[_with_reward(rollout) for rollout in group] for group in groups]
 
     Sampler._graded = graded

@@ -6,26 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_mm.chat.images import TileRules
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, Question, render_prompt, trigger_ids
-from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
-from megatron_mm.config.layout import check_layout
+from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
 from megatron_mm.config.schema import ObjectiveConfig, RunConfig
 from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.grading.rewards import Grade
-from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
-from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
+from megatron_mm.rl.experience import Rollout, RolloutBatch, Wording, micro_batches
 from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
-from megatron_mm.train.assemble import Trainee, build_trainee
+from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.step import forward_backward
-from megatron_mm.weights.stream import from_hf
-from megatron_mm.weights.tables import model_table
-from tests.layouts import CP2, PP2, SP, TP2, Overrides, assert_equal_gradients, gradients, layout
+from tests.layouts import CP2, PP2, SP, TP2, Overrides, assert_equal_gradients, gradients, layout, trainees
 from tests.ranks import run_on_ranks
 from tests.tiny import r4b_tensors, random_picture, reference_models
 
@@ -67,6 +62,7 @@ def _rollouts(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[list[Rollout
         rollouts.append(
             Rollout(
                 row=row,
+                wording=Wording("", "", "", ""),
                 prompt_tokens=len(prompt.ids),
                 prompt_tiles=len(prompt.tiles),
                 mode=mode,
@@ -103,15 +99,10 @@ def _updates(configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokeniz
     """Gradients and sums of one update with each objective, in each layout. Runs on every rank."""
     platform, tokenizer, found = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
     with state.process_group(platform):
-        for config in configs:
-            check_layout(config, dist.get_world_size())
-            with state.model_parallel(config.parallel, config.seed) as groups:
-                chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-                from_hf(chunks, model_table(config.model), tensors)
-                trainee = build_trainee(config, chunks, groups)
-                found.append(
-                    {name: _update(config, objective, trainee, tokenizer) for name, objective in OBJECTIVES.items()}
-                )
+        for config, trainee in trainees(platform, configs, tokenizer, tensors):
+            found.append(
+                {name: _update(config, objective, trainee, tokenizer) for name, objective in OBJECTIVES.items()}
+            )
     return found
 
 
@@ -171,24 +162,22 @@ def test_every_layout_makes_the_same_update(digits: Path) -> None:
 
 def _scored(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_directory: Path) -> list[float]:
     """Differences of log-probabilities: the reference's after a change, the changed policy's. Runs on every rank."""
-    platform, tokenizer = get_platform("cpu"), ChatTokenizer(tokenizer_directory)
-    with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
-        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        from_hf(chunks, model_table(config.model), tensors)
-        trainee = build_trainee(config, chunks, groups)
-        reference, objective = Reference(chunks), OBJECTIVES["GRPO"]
-        batches = _batches(config, objective, trainee, tokenizer)
-        before = torch.cat(score(trainee, batches, platform.device()))
-        with torch.no_grad():
-            for parameter in chunks[0].parameters():
-                parameter.mul_(1.1)
-        after = torch.cat(score(trainee, batches, platform.device()))
-        with reference.in_place():
-            of_reference = torch.cat(score(trainee, batches, platform.device()))
-        again = torch.cat(score(trainee, batches, platform.device()))
-        return [
-            float((one - other).abs().max()) for one, other in ((of_reference, before), (after, before), (again, after))
-        ]
+    platform, tokenizer, differences = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
+    with state.process_group(platform):
+        for _, trainee in trainees(platform, [config], tokenizer, tensors):
+            reference, objective = Reference(trainee.chunks), OBJECTIVES["GRPO"]
+            batches = _batches(config, objective, trainee, tokenizer)
+            before = torch.cat(score(trainee, batches, platform.device()))
+            with torch.no_grad():
+                for parameter in trainee.chunks[0].parameters():
+                    parameter.mul_(1.1)
+            after = torch.cat(score(trainee, batches, platform.device()))
+            with reference.in_place():
+                of_reference = torch.cat(score(trainee, batches, platform.device()))
+            again = torch.cat(score(trainee, batches, platform.device()))
+            pairs = (of_reference, before), (after, before), (again, after)
+            differences = [float((one - other).abs().max()) for one, other in pairs]
+    return differences
 
 
 def test_the_reference_stays_what_it_was(digits: Path) -> None:
