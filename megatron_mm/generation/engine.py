@@ -34,6 +34,12 @@ _VLLM_ENVIRONMENT = {
 }
 
 
+# vLLM's tags of what can be given back.
+_WEIGHTS, _CACHE = "weights", "kv_cache"
+# Share of a GPU that has to be free for vLLM to start; what it takes is cache_bytes and its weights.
+_LEAST_FREE = 0.05
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What was generated for a prompt.
@@ -70,6 +76,22 @@ class Sampling:
     seed: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Colocation:
+    """How an engine shares a trainer's processes.
+
+    Attributes:
+        ranks: each so many ranks of the job, in order, are one tensor-parallel engine; they are asked the same at the
+            same time.
+        cache_bytes: for keys and values, on each rank.
+        sleeps: whether it can give its memory back in between; only GPUs can.
+    """
+
+    ranks: int
+    cache_bytes: int = 2**30
+    sleeps: bool = False
+
+
 class Engine:
     """A model directory, ready to generate.
 
@@ -78,15 +100,20 @@ class Engine:
         dtype: "float32" or "bfloat16".
         max_sequences: responses generated side by side.
         seed: of sampling.
-        ranks: each so many ranks of the job, in order, are one tensor-parallel engine, which waits for `load`. The
-            ranks of an engine are asked the same at the same time. Left out, this process is an engine of its own.
+        colocation: of an engine that shares ranks and memory with a trainer, and waits for `load`. Left out, this
+            process is an engine of its own.
 
     Raises:
         InputError: the directory holds no model.
     """
 
     def __init__(
-        self, directory: Path, dtype: str, max_sequences: int = 64, seed: int = 0, ranks: int | None = None
+        self,
+        directory: Path,
+        dtype: str,
+        max_sequences: int = 64,
+        seed: int = 0,
+        colocation: Colocation | None = None,
     ) -> None:
         if not (directory / "config.json").is_file():
             raise InputError(f"no model in {directory} (config.json is missing); make it with `megatron-mm export`")
@@ -100,14 +127,18 @@ class Engine:
         # By class: by name vLLM inspects it in a subprocess first, which takes seconds.
         ModelRegistry.register_model("RForConditionalGeneration", RForConditionalGeneration)
         colocated: dict[str, Any] = {}
-        if ranks is not None:
+        if colocation is not None:
             colocated = {
                 "distributed_executor_backend": "external_launcher",
-                "tensor_parallel_size": ranks,
+                "tensor_parallel_size": colocation.ranks,
                 "load_format": "dummy",
                 # With a seed of its own, a prompt that is read in several pieces has its generator set back; vLLM
                 # 0.32's CPU worker ends with "CPU Generator does not use offset" there.
                 "enable_chunked_prefill": False,
+                # Not a share of what the trainer has left.
+                "kv_cache_memory_bytes": colocation.cache_bytes,
+                "gpu_memory_utilization": _LEAST_FREE,
+                "enable_sleep_mode": colocation.sleeps,
             }
         with kept_apart():
             self._llm = LLM(
@@ -120,8 +151,11 @@ class Engine:
                 skip_mm_profiling=True,
                 **colocated,
             )
-        if ranks is not None:
+        if colocation is not None:
             keep_process_groups(self._llm)
+        # What was given back, by vLLM's tags.
+        self._asleep = set[str]()
+        self._has_weights = colocation is None
         self._image = self._llm.llm_engine.model_config.hf_config.image_token_index
 
     def generate(
@@ -147,8 +181,12 @@ class Engine:
             samplings: how the responses to each are drawn.
 
         Raises:
-            RuntimeError: vLLM expanded a prompt to other ids than ours: its processor and ours disagree.
+            RuntimeError: the engine has no weights; or vLLM expanded a prompt to other ids than ours: its processor and
+                ours disagree.
         """
+        if not self._has_weights:
+            raise RuntimeError("the engine's weights were given back, or never came: load some first")
+        self._wake(_WEIGHTS, _CACHE)
         requests: list[Any] = []
         for prompt, images in zip(prompts, pictures, strict=True):
             request: dict[str, Any] = {"prompt_token_ids": prompt.collapsed_ids.tolist()}
@@ -165,14 +203,35 @@ class Engine:
         return [[_completion(one) for one in output.outputs] for output in outputs]
 
     def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take whole tensors by their Hugging Face names in place of the weights; an engine's ranks do it together."""
+        """Take whole tensors by their Hugging Face names in place of the weights; an engine's ranks do it together.
+
+        Memory that was given back is taken again for weights alone: the cache's waits until there is a prompt.
+        """
+        self._wake(_WEIGHTS)
         load_weights(self._worker, tensors)
+        self._has_weights = True
         # What the old weights made of prompts and pictures. The worker forgets some of it by itself, and the scheduler,
         # which is not told, would wait for it.
         engine = self._llm.llm_engine
         engine.reset_mm_cache()
         engine.reset_encoder_cache()
         assert engine.reset_prefix_cache(), "a prompt is under way"
+
+    def rest(self, *, keeps_weights: bool) -> None:
+        """Give back the GPU's memory until it is needed again; on a CPU there is nothing to give back.
+
+        Args:
+            keeps_weights: move them to the host's memory, and do not wait for others.
+        """
+        self._llm.sleep(level=1 if keeps_weights else 2)
+        self._asleep = {_WEIGHTS, _CACHE}
+        self._has_weights = self._has_weights and keeps_weights
+
+    def _wake(self, *tags: str) -> None:
+        asleep = [tag for tag in tags if tag in self._asleep]
+        if asleep:
+            self._llm.wake_up(asleep)
+            self._asleep -= set(asleep)
 
     def parts(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
         """What this rank's worker holds of the tensors with these names and shapes.

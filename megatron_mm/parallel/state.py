@@ -112,6 +112,12 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def least_of_all(values: torch.Tensor) -> torch.Tensor:
+    """The least of each of `values` over all ranks of the job; all ranks ask together."""
+    dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return values
+
+
 def largest_over_data(value: torch.Tensor) -> torch.Tensor:
     """The largest `value` of the data- and context-parallel ranks."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -9,6 +9,8 @@ update.py      log-probabilities, and the loss of an update
 exchange.py    the trainer's weights for the engine, and the proof that they arrived
 practice.py    what a step does
 heldout.py     how held-out questions are answered meanwhile
+alarm.py       says when a mode collapses
+memory.py      trainer and engine in the same memory
 report.py      figures of the steps, and their responses
 job.py         a run
 """

@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_mm.generation.engine import Engine
 from megatron_mm.generation.weights import Part
 from megatron_mm.models.vlm import VisionLanguageModel
+from megatron_mm.parallel import state
 from megatron_mm.weights.mapping import Rule
 from megatron_mm.weights.stream import to_hf
 
@@ -27,7 +28,7 @@ class Exchange:
     """What one exchange cost.
 
     Attributes:
-        num_bytes: of the whole tensors that the engine was given, on this rank.
+        num_bytes: of what this rank's worker took.
         load_seconds: until it had taken them.
         check_seconds: until what it holds was compared.
     """
@@ -44,6 +45,9 @@ class WeightExchange:
         chunks: this rank's part of the trained model.
         table: of all weights.
         engine: takes them.
+
+    Attributes:
+        own: cut parameters of which no worker holds more than its rank's trainer does. They are not gathered.
     """
 
     def __init__(self, chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], engine: Engine):
@@ -52,6 +56,8 @@ class WeightExchange:
         self._parts: dict[str, list[Part]] = {name: [] for name in shapes}
         for part in engine.parts(shapes):
             self._parts[part.name].append(part)
+        groups = chunks[0].groups
+        self.own = self._held_by_trainer(groups.tp.rank(), groups.tp.size())
 
     def __call__(self, *, compare_all: bool = False) -> Exchange:
         """Bring the engine up to date; all ranks do it together.
@@ -67,9 +73,9 @@ class WeightExchange:
 
         def noted() -> Iterator[tuple[str, Tensor]]:
             nonlocal num_bytes
-            for name, tensor in to_hf(self._chunks, self._table):
-                num_bytes += tensor.nbytes
+            for name, tensor in to_hf(self._chunks, self._table, own=self.own):
                 wanted = [tensor[part.index].to(part.dtype) for part in self._parts[name]]
+                num_bytes += sum(one.nbytes for one in wanted)
                 sent[name] = [one.clone() for one in wanted] if compare_all else [bit_sum(one) for one in wanted]
                 yield name, tensor
 
@@ -77,6 +83,23 @@ class WeightExchange:
         loaded = time.monotonic()
         self._check(sent, compare_all)
         return Exchange(num_bytes, loaded - started, time.monotonic() - loaded)
+
+    def _held_by_trainer(self, rank: int, ranks: int) -> set[str]:
+        """Cut parameters of which no worker wants anything that its rank's trainer does not hold; all ranks ask."""
+        cut = [rule for rule in self._table if rule.axis is not None]
+        device = next(self._chunks[0].parameters()).device
+        fits = torch.tensor([self._is_held(rule, rank, ranks) for rule in cut], dtype=torch.int, device=device)
+        everywhere = state.least_of_all(fits).tolist()
+        return {rule.megatron for rule, fit in zip(cut, everywhere, strict=True) if fit}
+
+    def _is_held(self, rule: Rule, rank: int, ranks: int) -> bool:
+        axis = rule.axis or 0
+        for name, shape in zip(rule.hf, rule.shapes, strict=True):
+            held = rule.span(shape[axis], rank, ranks)
+            wanted = [part.index[axis] for part in self._parts[name]]
+            if any(one.start < held.start or one.stop > held.stop for one in wanted if one.start < one.stop):
+                return False
+        return True
 
     def _check(self, sent: dict[str, list[Tensor]], compare_all: bool) -> None:
         faults = []

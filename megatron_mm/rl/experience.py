@@ -1,6 +1,7 @@
 """Responses that were drawn and credited -> micro-batches of one data-parallel rank."""
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -59,8 +60,8 @@ class Rollout:
     prompt_tiles: int
     mode: Mode
     given: tuple[int, ...]
-    drawn: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    drawn: "array[int]"
+    logprobs: "array[float]"
     text: str
     finished: bool
     grade: Grade
@@ -98,7 +99,8 @@ def micro_batches(
 ) -> list[RolloutBatch]:
     """This data-parallel rank's part of a mini-batch: as many micro-batches on every rank, alike in cost.
 
-    Log-probabilities before the update and advantages are not known yet; they stand as zeros.
+    Log-probabilities before the update and advantages are not known yet; they stand as zeros. Where there are too few
+    responses for that, some stand in a second time, with tokens that weigh nothing.
 
     Args:
         rollouts: the whole mini-batch, at least one a rank.
@@ -115,10 +117,12 @@ def micro_batches(
     patches, form = config.model.vision.patches_per_tile, Form.of_run(config)
     made = []
     for unit in balanced_units(rollouts, config, num_ranks)[rank]:
-        chosen = [rollouts[number] for number in unit]
+        numbers, counts = [abs(number) - 1 for number in unit], [number > 0 for number in unit]
+        chosen = [rollouts[number] for number in numbers]
         samples = [_sample(one, prompt_of(one.row), one.skipped(objective)) for one in chosen]
         batch = collate(samples, pad, patches, form)
-        responses = torch.tensor(unit).repeat_interleave(lengths[unit])
+        responses = torch.tensor(numbers).repeat_interleave(lengths[numbers])
+        shares = torch.tensor(counts).repeat_interleave(lengths[numbers]) * weights[responses]
         sampled = [logprob for one in chosen for logprob in _of_engine(one, objective)]
         order = trained_order(batch, context)
         tokens = Tokens(
@@ -126,7 +130,7 @@ def micro_batches(
             sampled=torch.tensor(sampled)[order],
             reference=None,
             advantages=torch.zeros(len(order)),
-            weights=weights[responses][order],
+            weights=shares[order],
             responses=responses[order],
         )
         values = {field.name: getattr(batch, field.name) for field in fields(Batch)}
@@ -135,7 +139,7 @@ def micro_batches(
 
 
 def balanced_units(rollouts: Sequence[Rollout], config: RunConfig, num_ranks: int) -> list[list[list[int]]]:
-    """Numbers of the responses of each micro-batch of each rank."""
+    """Numbers of the responses of each micro-batch of each rank, from 1 on; those below zero only stand in."""
     lengths = np.array([one.prompt_tokens + len(one.given) + len(one.drawn) - 1 for one in rollouts])
     tiles = np.array([one.prompt_tiles for one in rollouts])
     if config.data.packed:
@@ -153,14 +157,18 @@ def balanced_units(rollouts: Sequence[Rollout], config: RunConfig, num_ranks: in
     # Interleaved stages work on micro-batches in groups.
     parallel = config.parallel
     count = num_ranks * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
-    while len(units) % count:
+    while len(units) % count and len(units) < len(rollouts):
         largest = max(range(len(units)), key=lambda unit: len(units[unit]))
         unit = units[largest]
         units[largest : largest + 1] = [unit[: len(unit) // 2], unit[len(unit) // 2 :]]
+    num_real = len(units)
+    shortest = int(lengths.argmin())
+    units += [[shortest]] * (-num_real % count)
     flops = training_flops(config.model, config.train.trained)
     squares = lengths.astype(np.float64) ** 2
     costs = [flops.of(lengths[unit].sum(), squares[unit].sum(), tiles[unit].sum(), 0) for unit in units]
-    return [[units[number] for number in share] for share in balanced(np.array(costs), num_ranks)]
+    signed = [[(one + 1) * (1 if place < num_real else -1) for one in unit] for place, unit in enumerate(units)]
+    return [[signed[number] for number in share] for share in balanced(np.array(costs), num_ranks)]
 
 
 def _sample(rollout: Rollout, prompt: Prompt, skipped: int) -> Sample:

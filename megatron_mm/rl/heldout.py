@@ -34,17 +34,22 @@ class HeldOut:
         self._num_questions = num_questions
 
     def run(self, sampler: Sampler, max_tokens: int) -> dict[str, float]:
-        """Accuracy, think rate and mean length for each part: metrics, the same on every rank; all call it together."""
-        metrics = {}
+        """Accuracy, think rate and mean length for each part, and the think rate of all of it.
+
+        Metrics, the same on every rank; all call it together.
+        """
+        metrics, began = {}, []
         for part in self._parts:
             rows = list(range(part.first, part.first + min(self._num_questions, part.count)))
             groups = sampler.draw(rows, (Mode.AUTO,), Sampling(max_tokens), 0)
             rollouts = [one for (one,) in groups]
             right = [one.grade.answer_right for one in rollouts]
+            thoughts = [modes.begins_thought(one.text) for one in rollouts]
+            began += thoughts
             values = {
                 "accuracy": sum(one.grade.reward > 0 for one in rollouts) if None in right else sum(map(bool, right)),
-                "think_rate": sum(modes.begins_thought(one.text) for one in rollouts),
+                "think_rate": sum(thoughts),
                 "response_tokens": sum(len(one.drawn) for one in rollouts),
             }
             metrics |= {f"heldout/{part.part}/{name}": total / len(rollouts) for name, total in values.items()}
-        return metrics
+        return {**metrics, "heldout/think_rate": sum(began) / len(began)}

@@ -1,7 +1,7 @@
 """A run of reinforcement learning: what it is made of, on the loop that all runs have."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
@@ -9,7 +9,7 @@ from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ReinforceConfig, RunConfig
 from megatron_mm.data.shards import PreparedData
-from megatron_mm.generation.engine import Engine
+from megatron_mm.generation.engine import Colocation, Engine
 from megatron_mm.grading.rewards import RewardSpec
 from megatron_mm.grading.workers import Graders
 from megatron_mm.models.megatron_config import DTYPES
@@ -17,9 +17,11 @@ from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
+from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
 from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.rl.heldout import HeldOut
+from megatron_mm.rl.memory import budget
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report
@@ -71,15 +73,18 @@ class ReinforceJob:
 
     def describe(self) -> str:
         """See Job."""
-        plan = self._questions.plan
-        return f"data: {plan.num_samples:,} questions an epoch; {len(plan.left_out):,} do not fit and are left out"
+        plan, memory = self._questions.plan, budget(self._config, dist.get_world_size(), self._platform)
+        return (
+            f"data: {plan.num_samples:,} questions an epoch; {len(plan.left_out):,} do not fit and are left out\n"
+            f"{memory.describe(self._platform.memory_bytes())}"
+        )
 
     def look_at_initial_weights(self, chunks: Sequence[VisionLanguageModel]) -> None:
         """Keep them as the reference."""
         if self.wants_initial_weights:
-            self._reference = Reference(chunks)
+            self._reference = Reference(chunks, on_host=self._rl.rollout.offload)
 
-    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog) -> Practice:
+    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog, warn: Callable[[str], None]) -> Practice:
         """See Job."""
         rollout, reward = self._rl.rollout, self._rl.reward
         trainee.chunks[-1].language.makes_entropies = self._rl.objective.entropy_coef > 0
@@ -88,7 +93,8 @@ class ReinforceJob:
         if state.writes() and not directory.exists():
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
-        engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, rollout.ranks)
+        colocation = Colocation(rollout.ranks, int(rollout.cache_gib * 2**30), self._platform.engine_sleeps)
+        engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
         spec = RewardSpec(**reward.model_dump(exclude={"num_workers"}))
         graders = Graders(spec, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
         return Practice(
@@ -105,6 +111,7 @@ class ReinforceJob:
             watchdog=watchdog,
             report=Report(),
             held_out=self._held_out,
+            alarm=ModeAlarm(self._rl.least_mode_share, warn),
             pad=self._tokenizer.control(PAD),
         )
 

@@ -1,7 +1,7 @@
 """What a step of reinforcement learning does: draw, grade, credit, update, hand the weights over."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,10 +12,12 @@ from megatron_mm.generation.engine import Sampling
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
+from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.algorithms import Algorithm, is_flat
 from megatron_mm.rl.exchange import StaleWeightsError, WeightExchange
 from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
 from megatron_mm.rl.heldout import HeldOut
+from megatron_mm.rl.memory import out_of_the_way
 from megatron_mm.rl.objective import divergence
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report, write_rollouts
@@ -50,6 +52,7 @@ class Practice:
     watchdog: Watchdog
     report: Report
     held_out: HeldOut | None
+    alarm: ModeAlarm
     pad: int
     num_exchanges: int = 0
 
@@ -72,19 +75,23 @@ class Practice:
             result = self._update(parts, scored, advantages, stage)
         write_rollouts(self.config.run_dir, place.step + 1, parts, advantages)
         self._hand_over(place.step + 1)
-        self.report.take_in(groups)
+        self.report.take_in(parts, advantages)
         return result, used
 
     def metrics(self, place: Place, result: StepResult) -> dict[str, float]:
         """See Work."""
         held_out = {}
         if self.held_out is not None and self.config.train.is_validated(place.step):
-            with self._part(place.step, "validation"):
+            with self._drawing(place.step, "validation", keeps_weights=True):
                 held_out = self.held_out.run(self.sampler, self.rl.stage(place.step - 1).max_response_tokens)
+            self.alarm.look(place.step, held_out["heldout/think_rate"], "held-out questions")
+        figures = self.report.metrics()
+        if self.held_out is None and "think_rate" in figures:
+            self.alarm.look(place.step, figures["think_rate"], "step's questions")
         rate = max(group["lr"] for group in self.trainee.optimizer.param_groups)
         learned = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": rate}
         counted = {"skipped_updates": self.guard.num_skipped, "rollbacks": self.guard.num_rollbacks}
-        return {**learned, "trained_tokens": result.trained_tokens, **self.report.metrics(), **held_out, **counted}
+        return {**learned, "trained_tokens": result.trained_tokens, **figures, **held_out, **counted}
 
     def _draw(self, place: Place, stage: StageConfig) -> tuple[list[list[Rollout]], int]:
         """Groups of responses, and how many steps of the plan they took: more where flat ones are passed over."""
@@ -92,17 +99,17 @@ class Practice:
         sampling = Sampling(stage.max_response_tokens, stage.temperature, stage.top_p)
         kept: list[list[Rollout]] = []
         groups: list[list[Rollout]] = []
-        for draw in range(self.rl.max_draws):
-            data_step = place.data_step + draw
-            with self._part(place.step, "rollout"):
+        with self._drawing(place.step, "rollout"):
+            for draw in range(self.rl.max_draws):
+                data_step = place.data_step + draw
                 groups = self.sampler.draw(self.questions.rows(data_step), modes, sampling, data_step)
-            flat = is_flat(_rewards(groups)).tolist()
-            self.report.count_draw(flat)
-            if self.rl.max_draws == 1:
-                return groups, 1
-            kept += [group for group, no_signal in zip(groups, flat, strict=True) if not no_signal]
-            if len(kept) >= len(groups):
-                return kept[: len(groups)], draw + 1
+                flat = is_flat(_rewards(groups)).tolist()
+                self.report.count_draw(flat)
+                if self.rl.max_draws == 1:
+                    return groups, 1
+                kept += [group for group, no_signal in zip(groups, flat, strict=True) if not no_signal]
+                if len(kept) >= len(groups):
+                    return kept[: len(groups)], draw + 1
         # Nothing is better than what there is; a whole batch without a signal teaches nothing, and is still a step.
         return kept or groups, self.rl.max_draws
 
@@ -156,7 +163,7 @@ class Practice:
                 tokens = batch.tokens.map(lambda tensor: tensor.to(charged.device))
                 assert tokens.reference is not None
                 kl = divergence(objective.kl_estimator, tokens.old, tokens.reference)
-                charged.index_add_(0, tokens.responses, kl.double())
+                charged.index_add_(0, tokens.responses, kl.double() * (tokens.weights > 0))
             charged = state.sum_over_data(state.broadcast_from_last_stage(charged)).cpu()
             rewards = rewards - objective.kl_coef * charged.view_as(rewards)
         return self.algorithm.advantages(rewards).flatten().float()
@@ -193,6 +200,14 @@ class Practice:
         self.num_exchanges += 1
         with self._part(step, "exchange"):
             self.report.note_exchange(self.exchange(compare_all=compare_all))
+
+    @contextmanager
+    def _drawing(self, step: int, name: str, *, keeps_weights: bool = False) -> Iterator[None]:
+        """Within, the engine has the memory; afterwards the trainer."""
+        aside = out_of_the_way(self.trainee, self.platform) if self.rl.rollout.offload else nullcontext()
+        with self._part(step, name), aside:
+            yield
+            self.sampler.rest(keeps_weights=keeps_weights)
 
     @contextmanager
     def _part(self, step: int, name: str) -> Iterator[None]:

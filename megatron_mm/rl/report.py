@@ -62,10 +62,11 @@ class Report:
         speed = exchange.num_bytes / max(exchange.load_seconds, 1e-9) / 1e9
         self.note(**{"exchange/bytes": exchange.num_bytes, "exchange/gb_per_second": speed})
 
-    def take_in(self, groups: Sequence[Sequence[Rollout]]) -> None:
-        """The responses of a step."""
+    def take_in(self, parts: Sequence[Sequence[Sequence[Rollout]]], advantages: Sequence[Tensor]) -> None:
+        """The responses of a step's updates, and their advantages, group by group."""
         self._num_steps += 1
-        rollouts = [one for group in groups for one in group]
+        rollouts = [one for part in parts for group in part for one in group]
+        credit = [float(one) for part in advantages for one in part]
         failures = [one.grade.failure for one in rollouts if one.grade.failure is not None]
         self.note(
             grading_failures=len(failures) / len(rollouts), truncated=_share(not one.finished for one in rollouts)
@@ -75,6 +76,8 @@ class Report:
             of_mode = [one for one in rollouts if one.mode is mode]
             if not of_mode:
                 continue
+            credits = [value for one, value in zip(rollouts, credit, strict=True) if one.mode is mode]
+            self.note(**{f"advantage/{mode}": sum(credits) / len(credits)})
             self.note(**{f"reward/{mode}": sum(one.grade.reward for one in of_mode) / len(of_mode)})
             tokens = sum(len(one.given) + len(one.drawn) for one in of_mode)
             self.note(**{f"response_tokens/{mode}": tokens / len(of_mode)})

@@ -1,5 +1,6 @@
 """Questions -> graded responses, by engines that share the ranks out."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,10 @@ class Sampler:
         groups = dict(group for of_rank in gathered for group in of_rank)
         return [groups[number] for number in range(len(rows))]
 
+    def rest(self, *, keeps_weights: bool) -> None:
+        """Give the engine's memory to the trainer; see generation/engine.py."""
+        self._engine.rest(keeps_weights=keeps_weights)
+
     def _draw(
         self, rows: list[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout]]:
@@ -94,8 +99,8 @@ class Sampler:
                             prompt_tiles=len(prompt.tiles),
                             mode=mode,
                             given=self._triggers[mode],
-                            drawn=tuple(completion.ids),
-                            logprobs=tuple(completion.logprobs),
+                            drawn=array("i", completion.ids),
+                            logprobs=array("f", completion.logprobs),
                             text=modes.TRIGGERS[mode] + completion.text,
                             finished=completion.finished,
                             grade=Grade(0.0),

@@ -26,7 +26,8 @@ class PolicyLoss:
 
     Attributes:
         config: of it.
-        num_tokens: trained tokens of the mini-batch over all ranks, by which Megatron-Core divides.
+        num_tokens: trained tokens of the mini-batch over all ranks, by which Megatron-Core divides; those that weigh
+            nothing are not counted.
     """
 
     config: ObjectiveConfig
@@ -48,9 +49,10 @@ class PolicyLoss:
         # Without the bonus the entropy is estimated by what was drawn.
         entropy = losses if entropies is None else entropies
         values = (terms.kl, terms.clipped, terms.log_ratio.exp(), entropy, terms.mismatch)
-        sums = torch.stack([loss.detach().double(), *(value.detach().double().sum() for value in values)])
-        number = torch.full_like(sums, losses.numel())
-        return loss, torch.tensor(losses.numel(), device=losses.device, dtype=torch.int), torch.stack([sums, number], 1)
+        counted = tokens.weights > 0
+        sums = torch.stack([loss.detach().double(), *(value.detach()[counted].double().sum() for value in values)])
+        number = counted.sum()
+        return loss, number.int(), torch.stack([sums, number.expand_as(sums)], 1)
 
 
 @dataclass(slots=True)
@@ -86,18 +88,23 @@ def with_values(batches: Sequence[RolloutBatch], **values: Sequence[Tensor]) -> 
 
 
 class Reference:
-    """The weights that a run began with, to be put in place of the policy's for a while."""
+    """The weights that a run began with, to be put in place of the policy's for a while.
 
-    def __init__(self, chunks: Sequence[VisionLanguageModel]):
+    Args:
+        on_host: keep them in the host's memory as long as they are not in place.
+    """
+
+    def __init__(self, chunks: Sequence[VisionLanguageModel], *, on_host: bool = False):
         self._parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-        self._weights = [parameter.detach().clone() for parameter in self._parameters]
+        copies = (torch.empty_like(one, device="cpu" if on_host else None) for one in self._parameters)
+        self._weights = [copy.copy_(one.detach()) for copy, one in zip(copies, self._parameters, strict=True)]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the model computes with them; nothing may learn."""
         held = [parameter.data for parameter in self._parameters]
         for parameter, weight in zip(self._parameters, self._weights, strict=True):
-            parameter.data = weight
+            parameter.data = weight.to(parameter.device)
         try:
             yield
         finally:

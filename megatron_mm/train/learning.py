@@ -1,6 +1,6 @@
 """Learning from prepared samples: the work of the pretraining stages, annealing and fine-tuning."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.schema import RunConfig
@@ -42,8 +42,9 @@ class LearningJob:
     def look_at_initial_weights(self, chunks: Sequence[VisionLanguageModel]) -> None:
         """See Job."""
 
-    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog) -> "Learning":
+    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog, warn: Callable[[str], None]) -> "Learning":
         """See Job."""
+        del warn
         return Learning(self._config, self._platform, trainee, self._dataset, self._validation, guard, watchdog)
 
 

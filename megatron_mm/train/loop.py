@@ -49,8 +49,8 @@ class Job(Protocol):
         """Called while the model has the weights that the run began with."""
         ...
 
-    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog) -> Work:
-        """What its steps do."""
+    def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog, warn: Callable[[str], None]) -> Work:
+        """What its steps do; `warn` takes what the user should know of them."""
         ...
 
 
@@ -120,7 +120,7 @@ def _begin(
         tokenizer.save(config.run_dir / TOKENIZER)  # what the weights' ids mean goes with them
     telemetry.say(_greeting(config, platform, trainee, place.step))
     telemetry.say(job.describe())
-    work = job.work(trainee, guard, watchdog)
+    work = job.work(trainee, guard, watchdog, telemetry.warn)
     return Run(config, platform, tokenizer, trainee, work, guard, saver, telemetry, watchdog, stop, place)
 
 

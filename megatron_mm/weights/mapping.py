@@ -60,11 +60,13 @@ class Rule:
 
     def shard(self, tensors: Sequence[Readable], rank: int, ranks: int) -> Tensor:
         """What tensor-parallel rank `rank` of `ranks` holds; no more than that is read."""
-        axis = self.axis
-        if axis is None:
-            return self.to_megatron([tensor[(slice(None),)] for tensor in tensors])
-        before = (slice(None),) * axis
-        return self.to_megatron([tensor[(*before, self.span(tensor.shape[axis], rank, ranks))] for tensor in tensors])
+        return self.to_megatron([tensor[self.index(tensor.shape, rank, ranks)] for tensor in tensors])
+
+    def index(self, shape: Sequence[int], rank: int, ranks: int) -> tuple[slice, ...]:
+        """Where the part of rank `rank` of `ranks` lies in a Hugging Face tensor of this shape."""
+        if self.axis is None:
+            return (slice(None),)
+        return (*(slice(None),) * self.axis, self.span(shape[self.axis], rank, ranks))
 
     def join(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The whole Hugging Face tensors from the shards of all tensor-parallel ranks."""

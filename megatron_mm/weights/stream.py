@@ -1,6 +1,6 @@
 """The table run over a live, sharded model, both ways, in bounded memory."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -65,17 +65,24 @@ class _Route:
 
 @torch.no_grad()
 def to_hf(
-    chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], bucket_bytes: int = BUCKET_BYTES
+    chunks: Sequence[VisionLanguageModel],
+    table: Sequence[Rule],
+    bucket_bytes: int = BUCKET_BYTES,
+    own: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face name, whole tensor) in the order of the table, on every rank; all ranks run it together.
 
     Parameters travel in buckets. A rank holds one bucket of whole tensors, or one parameter where that is larger, and
     its own part of it a second time. Tensors may be views of buckets or of the model: copy what is kept.
+
+    Args:
+        own: parameters, the same on all ranks, of which each tensor-parallel rank only wants what it holds. They are
+            not gathered: what belongs to other ranks is not filled in.
     """
     parameters, groups = parameters_by_name(chunks), chunks[0].groups
     device = next(chunks[0].parameters()).device
     ranks = groups.tp.size()
-    routes = _routes(parameters, table, groups)
+    routes = _routes(parameters, table, groups, own)
     for route, rules in groupby(table, lambda rule: routes[rule.megatron]):
         for bucket in _buckets(rules, ranks, route, bucket_bytes):
             shapes = [rule.shard_shape(ranks) for rule in bucket]
@@ -83,7 +90,11 @@ def to_hf(
             of_ranks = _exchange(shards, [torch.Size(shape) for shape in shapes], route, device, groups)
             # Emptied as it is handed on, so that the bucket is gone before the next one is made.
             while of_ranks:
-                yield from _joined(bucket[-len(of_ranks)], of_ranks.pop(0))
+                rule, parts = bucket[-len(of_ranks)], of_ranks.pop(0)
+                if rule.axis is not None and not route.gathered:
+                    yield from _in_place(rule, parts[0], groups.tp.rank(), ranks)
+                else:
+                    yield from _joined(rule, parts)
 
 
 @torch.no_grad()
@@ -163,8 +174,17 @@ def _joined(rule: Rule, of_ranks: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
     return zip(rule.hf, rule.join(of_ranks if rule.axis is not None else of_ranks[:1]), strict=True)
 
 
+def _in_place(rule: Rule, shard: Tensor, rank: int, ranks: int) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors of which one rank's part is filled in."""
+    for name, shape, part in zip(rule.hf, rule.shapes, rule.to_hf(shard), strict=True):
+        index = rule.index(shape, rank, ranks)
+        whole = part.new_empty(shape)
+        whole[index] = part[tuple(slice(0, size) for size in whole[index].shape)]
+        yield name, whole
+
+
 def _routes(
-    parameters: Mapping[str, Tensor], table: Sequence[Rule], groups: ProcessGroupCollection
+    parameters: Mapping[str, Tensor], table: Sequence[Rule], groups: ProcessGroupCollection, own: Collection[str]
 ) -> dict[str, _Route]:
     """Where each parameter of the table lies; all ranks call it together."""
     mine = {name: (EXPERTS in name, parameter.dtype) for name, parameter in parameters.items()}
@@ -183,6 +203,7 @@ def _routes(
         stage = next(stage for stage, (held, _) in enumerate(of_stages) if name in held)
         held, experts = of_stages[stage]
         gathered = _module(rule) in cut_modules and (rule.axis is not None or numel(rule.shard_shape(ranks)) <= SMALL)
+        gathered &= name not in own
         routes[name] = _Route(stage, experts.get(name), gathered, held[name][1])
     return routes
 

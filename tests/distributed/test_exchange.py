@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.generation.engine import Engine
+from megatron_mm.generation.engine import Colocation, Engine
 from megatron_mm.models.vlm import VisionLanguageModel, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
@@ -48,12 +48,16 @@ def _move(chunks: list[VisionLanguageModel], seed: int) -> None:
                 parameter.add_(0.01)
 
 
-def _exchange_in(configs: list[RunConfig], directory: Path, ranks: int) -> list[list[list[int]]]:
-    """Exchanges in every layout with one engine, compared in full; what it then answers. Runs on every rank."""
-    platform, tokenizer, answers = get_platform("cpu"), ChatTokenizer(directory), []
+def _exchange_in(configs: list[RunConfig], directory: Path, ranks: int) -> tuple[list[list[list[int]]], list[set[str]]]:
+    """Exchanges in every layout with one engine, compared in full. Runs on every rank.
+
+    Returns:
+        what the engine then answers, and the cut parameters that were gathered.
+    """
+    platform, tokenizer, answers, gathered = get_platform("cpu"), ChatTokenizer(directory), [], []
     pictures = [question.pictures for question in questions()]
     with state.process_group(platform):
-        engine = Engine(directory, "float32", ranks=ranks)
+        engine = Engine(directory, "float32", colocation=Colocation(ranks))
         for config in configs:
             with state.model_parallel(config.parallel, 0) as groups:
                 chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
@@ -65,16 +69,60 @@ def _exchange_in(configs: list[RunConfig], directory: Path, ranks: int) -> list[
                     exchange()
                 said = engine.generate(rendered(directory), pictures, max_tokens=4)
                 answers.append([completion.ids for completion in said])
-    return answers
+                gathered.append(_cut(config) - exchange.own)
+    return answers, gathered
+
+
+def _cut(config: RunConfig) -> set[str]:
+    return {rule.megatron for rule in model_table(config.model) if rule.axis is not None}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_layout_hands_its_weights_over(description: Path, num_ranks: int, ranks: int) -> None:
     configs = [_config(**layout) for layout in LAYOUTS[num_ranks]]
-    first, *others = run_on_ranks(_exchange_in, num_ranks, configs, description, ranks)
-    assert all(other == first for other in others)  # all engines have the same weights
+    (first, gathered), *others = run_on_ranks(_exchange_in, num_ranks, configs, description, ranks)
+    assert all(other == (first, gathered) for other in others)  # all engines have the same weights
     assert all(ids for ids in first[0])
+    for config, names in zip(configs, gathered, strict=True):
+        if config.parallel.tensor == 1:
+            assert not names
+        elif config.parallel.tensor == ranks:  # cut in the same way, but for the projector, which vLLM does not cut
+            assert names == {name for name in _cut(config) if name.startswith("projector.")}
+        else:
+            assert names == _cut(config)
+
+
+def _answers_after_rests(config: RunConfig, directory: Path) -> list[list[list[int]]]:
+    """Answers of an engine that was awake, that rested with its weights, and that got others. Runs on every rank."""
+    platform, tokenizer, answers, woken = get_platform("cpu"), ChatTokenizer(directory), [], []
+    prompts, pictures = rendered(directory), [question.pictures for question in questions()]
+    with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
+        chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
+        engine = Engine(directory, "float32", colocation=Colocation(1))
+        exchange, wake_up = WeightExchange(chunks, model_table(config.model), engine), engine._llm.wake_up
+        engine._llm.wake_up = lambda tags=None: woken.append(tags) or wake_up(tags)
+        with pytest.raises(RuntimeError, match="load some first"):
+            engine.generate(prompts, pictures, max_tokens=4)
+        _move(chunks, 0)
+        exchange()
+        answers.append([one.ids for one in engine.generate(prompts, pictures, max_tokens=4)])
+        engine.rest(keeps_weights=True)
+        answers.append([one.ids for one in engine.generate(prompts, pictures, max_tokens=4)])
+        assert woken == [["weights", "kv_cache"]]
+        engine.rest(keeps_weights=False)
+        with pytest.raises(RuntimeError, match="load some first"):
+            engine.generate(prompts, pictures, max_tokens=4)
+        exchange()
+        assert woken[1:] == [["weights"]]  # the cache takes no memory before there is a prompt
+        answers.append([one.ids for one in engine.generate(prompts, pictures, max_tokens=4)])
+        assert woken[2:] == [["kv_cache"]]
+    return answers
+
+
+def test_an_engine_that_rested_answers_as_before(description: Path) -> None:
+    ((first, *others),) = run_on_ranks(_answers_after_rests, 1, _config(), description)
+    assert all(other == first for other in others)
 
 
 def _without(name: str) -> Callable[[Tensors, dict[str, Tensor]], Tensors]:
@@ -117,7 +165,7 @@ def _caught(config: RunConfig, directory: Path) -> dict[str, list[str]]:
     platform, tokenizer, said = get_platform("cpu"), ChatTokenizer(directory), {}
     with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        engine = Engine(directory, "float32", ranks=1)
+        engine = Engine(directory, "float32", colocation=Colocation(1))
         exchange = WeightExchange(chunks, model_table(config.model), engine)
         load, before = engine.load, {}
 

@@ -59,7 +59,7 @@ def _reinforced(config: RunConfig) -> None:
 
 
 def _with_reward(rollout: Any) -> Any:
-    return replace(rollout, grade=Grade(float(zlib.crc32(str(rollout.drawn).encode()) % 2)))
+    return replace(rollout, grade=Grade(float(zlib.crc32(str(rollout.drawn.tolist()).encode()) % 2)))
 
 
 def _assert_both_sides_agree(digits: Path, run_dir: Path, name: str, ranks: int) -> None:

@@ -1,7 +1,9 @@
 """An update of the policy is the same in every layout; its log-probabilities are those of the reference it is given."""
 
+from array import array
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,9 +19,10 @@ from megatron_mm.grading.rewards import Grade
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.rl.experience import Rollout, RolloutBatch, Wording, micro_batches
+from megatron_mm.rl.memory import out_of_the_way
 from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
 from megatron_mm.train.assemble import Trainee
-from megatron_mm.train.step import forward_backward
+from megatron_mm.train.step import forward_backward, train_step
 from tests.layouts import CP2, PP2, SP, TP2, Overrides, assert_equal_gradients, gradients, layout, trainees
 from tests.ranks import run_on_ranks
 from tests.tiny import r4b_tensors, random_picture, reference_models
@@ -49,8 +52,14 @@ OBJECTIVES = {
 Outcome = dict[str, tuple[dict[str, torch.Tensor], list[list[float]]]]
 
 
-def _rollouts(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[list[Rollout], list[Prompt], torch.Tensor]:
-    """Responses of all lengths in all modes, with pictures and without; their prompts and advantages."""
+def _rollouts(
+    config: RunConfig, tokenizer: ChatTokenizer, number: int | None = None
+) -> tuple[list[Rollout], list[Prompt], torch.Tensor]:
+    """Responses of all lengths in all modes, with pictures and without; their prompts and advantages.
+
+    Args:
+        number: the first so many.
+    """
     random, rules = np.random.default_rng(0), TileRules.of_model(config.model)
     rollouts, prompts = [], []
     shapes = [[(32, 32)], [], [(90, 40), (20, 20)], [(33, 70)]] * 3
@@ -67,20 +76,20 @@ def _rollouts(config: RunConfig, tokenizer: ChatTokenizer) -> tuple[list[Rollout
                 prompt_tiles=len(prompt.tiles),
                 mode=mode,
                 given=trigger_ids(mode, tokenizer),
-                drawn=tuple(drawn.tolist()),
-                logprobs=tuple(random.normal(-5, 1, len(drawn)).tolist()),
+                drawn=array("i", drawn.tolist()),
+                logprobs=array("f", random.normal(-5, 1, len(drawn)).tolist()),
                 text="",
                 finished=True,
                 grade=Grade(0.0),
             )
         )
-    return rollouts, prompts, torch.tensor(random.normal(size=len(rollouts))).float()
+    return rollouts[:number], prompts, torch.tensor(random.normal(size=len(rollouts))).float()
 
 
 def _batches(
-    config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer
+    config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer, number: int | None = None
 ) -> list[RolloutBatch]:
-    rollouts, prompts, advantages = _rollouts(config, tokenizer)
+    rollouts, prompts, advantages = _rollouts(config, tokenizer, number)
     batches = micro_batches(
         rollouts,
         prompts.__getitem__,
@@ -95,22 +104,24 @@ def _batches(
     return with_values(batches, advantages=[advantages[batch.tokens.responses] for batch in batches])
 
 
-def _updates(configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokenizer_directory: Path) -> list[Outcome]:
+def _updates(
+    configs: list[RunConfig], tensors: dict[str, torch.Tensor], tokenizer_directory: Path, number: int | None = None
+) -> list[Outcome]:
     """Gradients and sums of one update with each objective, in each layout. Runs on every rank."""
     platform, tokenizer, found = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
     with state.process_group(platform):
         for config, trainee in trainees(platform, configs, tokenizer, tensors):
             found.append(
-                {name: _update(config, objective, trainee, tokenizer) for name, objective in OBJECTIVES.items()}
+                {name: _update(config, objective, trainee, tokenizer, number) for name, objective in OBJECTIVES.items()}
             )
     return found
 
 
 def _update(
-    config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer
+    config: RunConfig, objective: ObjectiveConfig, trainee: Trainee, tokenizer: ChatTokenizer, number: int | None
 ) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
     device = torch.device("cpu")
-    batches = _batches(config, objective, trainee, tokenizer)
+    batches = _batches(config, objective, trainee, tokenizer, number)
     trainee.chunks[-1].language.makes_entropies = objective.entropy_coef > 0
     now = score(trainee, batches, device)
     # Smooth functions of the token's own log-probability, so that they are the same in every layout.
@@ -130,7 +141,7 @@ def _update(
     ]
     for ddp in trainee.ddp:
         ddp.zero_grad_buffer()
-    rollouts, _, _ = _rollouts(config, tokenizer)
+    rollouts, _, _ = _rollouts(config, tokenizer, number)
     loss = PolicyLoss(objective, sum(one.num_trained(objective) for one in rollouts))
     sums = forward_backward(trainee, batches, device, loss)
     return gradients(config, trainee), sums.tolist()
@@ -158,6 +169,47 @@ def test_every_layout_makes_the_same_update(digits: Path) -> None:
         (_, tokens), _, (clipped, _), *_ = sums
         assert 0 < clipped < tokens, objective
     assert expected["triggers masked"][1][0][1] < expected["GRPO"][1][0][1]
+
+
+@pytest.mark.parametrize(("packed", "number"), [(False, 3), (True, 1)])
+def test_too_few_responses_for_the_ranks_make_the_same_update(digits: Path, packed: bool, number: int) -> None:
+    small: Overrides = {"train__micro_batch": 1, "data__max_sequence_tokens": 256, "data__max_pack_tiles": 8}
+    config = layout(**small, **({} if packed else UNPACKED))
+    tensors = r4b_tensors(config, *reference_models(config))
+    one, two = (run_on_ranks(_updates, ranks, [config], tensors, digits / TOKENIZER, number)[0][0] for ranks in (1, 2))
+    for objective, (grads, sums) in two.items():
+        expected_grads, expected_sums = one[objective]
+        assert_equal_gradients(grads, expected_grads)
+        assert np.allclose(sums, expected_sums, rtol=1e-4, atol=1e-4), objective
+
+
+def _with_room_made(
+    config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_directory: Path
+) -> list[list[torch.Tensor]]:
+    """Weights after one update, and after two with nothing between them or room made for an engine."""
+    platform, tokenizer, found = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
+    with state.process_group(platform):
+        for updates, makes_room in ((1, False), (2, False), (2, True)):
+            for _, trainee in trainees(platform, [config], tokenizer, tensors):
+                for _ in range(updates):
+                    batches = _batches(config, OBJECTIVES["GRPO"], trainee, tokenizer)
+                    batches = with_values(batches, old=score(trainee, batches, platform.device()))
+                    tokens = int(sum(batch.trained.sum() for batch in batches))
+                    train_step(trainee, batches, platform.device(), PolicyLoss(OBJECTIVES["GRPO"], tokens))
+                    if makes_room:
+                        (ddp,) = cast(list[Any], trainee.ddp)
+                        with out_of_the_way(trainee, platform):
+                            assert [one.grad_data.untyped_storage().size() for one in ddp.buffers] == [0]
+                found.append([parameter.detach().clone() for parameter in trainee.chunks[0].parameters()])
+    return found
+
+
+def test_making_room_for_an_engine_changes_nothing(digits: Path) -> None:
+    config = layout(precision="bf16", train__micro_batch=2, data__max_sequence_tokens=256, data__max_pack_tiles=8)
+    tensors = {name: one.bfloat16() for name, one in r4b_tensors(config, *reference_models(config)).items()}
+    ((first, second, with_room),) = run_on_ranks(_with_room_made, 1, config, tensors, digits / TOKENIZER)
+    assert not all(map(torch.equal, first, second))
+    assert all(map(torch.equal, second, with_room))
 
 
 def _scored(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_directory: Path) -> list[float]:

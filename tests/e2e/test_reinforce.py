@@ -9,17 +9,18 @@ from megatron_mm.checkpoint import paths
 from tests import runs
 from tests.checkpoints import assert_same, content
 
-STEPS = 8
+STEPS = 20
 RUN = (
     f"train.steps={STEPS}",
-    f"rl.stages=[{{steps: 3, max_response_tokens: 6, group_size: 2}}, {{steps: {STEPS - 3}, max_response_tokens: 9, "
+    f"rl.stages=[{{steps: 8, max_response_tokens: 6, group_size: 2}}, {{steps: {STEPS - 8}, max_response_tokens: 9, "
     "group_size: 3, temperature: 1.2, lr: 1.0e-3}]",
+    "optim.lr=1.0e-4",
     "rl.reward={name: weighted, format: think}",
     "data.blend={digits/easy/non_thinking: 1, digits/hard/non_thinking: 1}",
     "parallel.tensor=2",
     "precision=bf16",
     "train.validate_every=null",
-    "checkpoint.save_every=2",
+    "checkpoint.save_every=3",
     "checkpoint.asynchronous=true",
 )
 
@@ -39,10 +40,10 @@ def uninterrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.slow
 def test_a_killed_run_draws_and_learns_the_same(digits: Path, tmp_path: Path, uninterrupted: Path) -> None:
     run_dir, draws = tmp_path / "run", random.Random(0)
-    for _ in range(2):
+    for _ in range(3):
         before = runs.steps_done(run_dir)
         process = runs.start("mini/bpo", digits, run_dir, 2, *RUN, command="rl")
-        goal = before + draws.randint(1, 3)
+        goal = before + draws.randint(1, 6)
         runs.wait_until(lambda goal=goal: runs.steps_done(run_dir) >= goal, process)
         runs.kill_all(process)
     runs.train("mini/bpo", digits, run_dir, 2, *RUN, command="rl")
@@ -55,6 +56,6 @@ def test_a_killed_run_draws_and_learns_the_same(digits: Path, tmp_path: Path, un
     assert len({line["reward"] for line in lines}) > 1
     assert paths.newest(run_dir) == paths.step_directory(run_dir, STEPS)
     # Stages: lengths, groups and rates.
-    assert [line["lr"] for line in lines] == [1e-4] * 3 + [1e-3] * (STEPS - 3)
-    assert len(_rollouts(run_dir)["step_00000003.jsonl"].splitlines()) == 8 * 4
-    assert len(_rollouts(run_dir)["step_00000004.jsonl"].splitlines()) == 8 * 6
+    assert [line["lr"] for line in lines] == [1e-4] * 8 + [1e-3] * (STEPS - 8)
+    assert len(_rollouts(run_dir)["step_00000008.jsonl"].splitlines()) == 8 * 4
+    assert len(_rollouts(run_dir)["step_00000009.jsonl"].splitlines()) == 8 * 6

@@ -14,6 +14,8 @@ class Platform(Protocol):
     distributed_backend: str
     layer_backend: str
     """Which layer implementation models/specs.py picks: "te" or "local"."""
+    engine_sleeps: bool
+    """Whether an engine in this process can give its memory back to the trainer."""
 
     def prepare(self, local_rank: int) -> None:
         """Make Megatron-Core usable in this process. Call once, before any of its objects is made."""
@@ -37,6 +39,10 @@ class Platform(Protocol):
 
     def peak_memory_bytes(self) -> dict[str, int]:
         """Most memory that this process has held so far, by kind: "allocated" and "reserved", or "resident"."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """What this rank has of its device's memory, or of the machine's."""
         ...
 
     def peak_tflops(self) -> float | None:

@@ -25,6 +25,7 @@ class CpuPlatform:
     name = "cpu"
     distributed_backend = "gloo"
     layer_backend = "local"
+    engine_sleeps = False
 
     def prepare(self, local_rank: int) -> None:
         del local_rank
@@ -61,6 +62,10 @@ class CpuPlatform:
             if line.startswith("VmHWM:"):
                 return {"resident": int(line.split()[1]) * 1024}
         raise AssertionError("/proc/self/status has no VmHWM")
+
+    def memory_bytes(self) -> int:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def peak_tflops(self) -> float | None:
         return None

@@ -14,6 +14,7 @@ class CudaPlatform:
     name = "cuda"
     distributed_backend = "nccl"
     layer_backend = "te"
+    engine_sleeps = True
 
     def prepare(self, local_rank: int) -> None:
         if importlib.util.find_spec("transformer_engine") is None:
@@ -48,6 +49,9 @@ class CudaPlatform:
 
     def peak_memory_bytes(self) -> dict[str, int]:
         return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+
+    def memory_bytes(self) -> int:
+        return torch.cuda.mem_get_info()[1]
 
     def peak_tflops(self) -> float | None:
         return DENSE_BF16_TFLOPS.get(torch.cuda.get_device_name())

@@ -1,0 +1,108 @@
+"""Trainer and engine in the same memory: what both take, and how they make room for each other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.parallel.platform import Platform
+from megatron_mm.planning.activations import weight_bytes
+from megatron_mm.planning.load import LoadOptions, assumed_load
+from megatron_mm.planning.memory import Memory, worst_memory
+from megatron_mm.planning.parameters import model_parameters
+from megatron_mm.train.assemble import Trainee
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes that a rank is expected to hold.
+
+    Attributes:
+        trainer: at its fullest, of the pipeline stage that holds most.
+        reference: weights that the run began with, beside the trainer's.
+        engine: the engine's weights.
+        cache: its keys and values.
+        sleeps: whether the engine gives its memory back while the trainer works.
+        offload: whether gradients and optimizer leave while the engine works.
+    """
+
+    trainer: Memory
+    reference: float
+    engine: float
+    cache: float
+    sleeps: bool
+    offload: bool
+
+    @property
+    def drawing(self) -> float:
+        """While responses are drawn."""
+        trainer = self.trainer.weights if self.offload else self.trainer.rest
+        return trainer + (0 if self.offload else self.reference) + self.engine + self.cache
+
+    @property
+    def learning(self) -> float:
+        """In an update."""
+        return self.trainer.total + self.reference + (0 if self.sleeps else self.engine + self.cache)
+
+    def describe(self, total: int) -> str:
+        """Two lines for the log.
+
+        Args:
+            total: bytes that a rank has.
+        """
+        parts = {
+            "weights": self.trainer.weights,
+            "gradients": self.trainer.gradients,
+            "optimizer": self.trainer.optimizer,
+            "reference": self.reference,
+            "engine's weights": self.engine,
+            "engine's cache": self.cache,
+        }
+        most = max(self.drawing, self.learning)
+        advice = "; more than that: lower rl.rollout.cache_gib, or set rl.rollout.offload=true" if most > total else ""
+        return (
+            f"memory of a rank, planned: {', '.join(f'{name} {_gib(part)}' for name, part in parts.items())}\n"
+            f"  drawing responses {_gib(self.drawing)}, learning {_gib(self.learning)}, of {_gib(total)}{advice}"
+        )
+
+
+def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
+    """What the ranks of a run will hold."""
+    assert config.rl is not None
+    rollout = config.rl.rollout
+    backend = "te" if platform.layer_backend == "te" else "local"
+    _, trainer = worst_memory(config, num_ranks, assumed_load(config, LoadOptions()), backend)
+    weights = weight_bytes(config) * sum(model_parameters(config.model).values())
+    return Budget(
+        trainer=trainer,
+        reference=trainer.weights if config.rl.objective.kl != "none" else 0.0,
+        engine=weights / rollout.ranks,
+        cache=rollout.cache_gib * _GIB,
+        sleeps=platform.engine_sleeps,
+        offload=rollout.offload,
+    )
+
+
+@contextmanager
+def out_of_the_way(trainee: Trainee, platform: Platform) -> Iterator[None]:
+    """Within, gradients take no memory and the optimizer's state lies in the host's; neither may be used."""
+    platform.synchronize()
+    for chunk in trainee.ddp:
+        chunk.offload_grad_buffers(synchronize=False, empty_cache=False)
+    moves = platform.device().type != "cpu"  # where the host's memory is another one
+    if moves:
+        trainee.optimizer.offload_to_cpu()
+    try:
+        yield
+    finally:
+        if moves:
+            trainee.optimizer.restore_from_cpu()
+        for chunk in trainee.ddp:
+            chunk.restore_grad_buffers(synchronize=False)
+        platform.synchronize()
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"
