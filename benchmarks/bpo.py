@@ -58,7 +58,7 @@ def measure() -> list[Figure]:
         for part in ("easy", "hard")
     }
     groups = {name: [arm for arm in arms if arm.recipe == f"mini/{name}"] for name in ALGORITHMS}
-    draw_curves(RESULTS / "bpo.svg", rows, groups, lambda line: line["step"], "updates")
+    draw_curves(RESULTS / "bpo.svg", rows, groups, lambda _, line: line["step"], "updates")
     return figures
 
 

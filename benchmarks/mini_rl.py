@@ -17,7 +17,7 @@ NUM_QUESTIONS = 400
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A run of one rank.
+    """A run.
 
     Attributes:
         run_dir: of the run; RUN_DIR-model and RUN_DIR-report.json lie beside it.
@@ -33,6 +33,11 @@ class Arm:
     def metrics(self) -> list[dict[str, Any]]:
         """One line a step."""
         lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def rollouts(self, step: int) -> list[dict[str, Any]]:
+        """The responses of a step."""
+        lines = (self.run_dir / "rollouts" / f"step_{step:08d}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
 
@@ -54,9 +59,14 @@ def learn(arm: Arm) -> None:
     model = model_of(arm.run_dir)
     if model.exists():
         return
-    given = (f"init_from={arm.start}", f"run_dir={arm.run_dir}", f"seed={arm.seed}", *arm.overrides)
-    command("rl", arm.recipe, f"data.path={QUICKSTART / 'data'}", *given, "--nproc", "1")
+    reinforce(arm, 1)
     command("export", str(arm.run_dir), str(model))
+
+
+def reinforce(arm: Arm, num_ranks: int) -> None:
+    """Make the run."""
+    given = (f"init_from={arm.start}", f"run_dir={arm.run_dir}", f"seed={arm.seed}", *arm.overrides)
+    command("rl", arm.recipe, f"data.path={QUICKSTART / 'data'}", *given, "--nproc", str(num_ranks))
 
 
 def model_of(run_dir: Path) -> Path:
@@ -74,7 +84,11 @@ def scores(model: Path) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def draw_curves(
-    file: Path, rows: dict[str, str], arms: dict[str, list[Arm]], place: Callable[[dict[str, Any]], float], unit: str
+    file: Path,
+    rows: dict[str, str],
+    arms: dict[str, list[Arm]],
+    place: Callable[[Arm, dict[str, Any]], float],
+    unit: str,
 ) -> None:
     """Draw metrics of held-out questions: a field for each of `rows`, a line a run, a colour for each kind of run.
 
@@ -95,7 +109,7 @@ def draw_curves(
     for field, (title, metric) in zip(fields, rows.items(), strict=True):
         for colour, (kind, runs) in enumerate(arms.items()):
             for number, run in enumerate(runs):
-                points = [(place(line), line[metric]) for line in run.metrics() if metric in line]
+                points = [(place(run, line), line[metric]) for line in run.metrics() if metric in line]
                 label = kind if number == 0 else None
                 field.plot(*zip(*points, strict=True), color=f"C{colour}", marker=".", alpha=0.7, label=label)
         field.set(title=title, xlabel=unit, ylim=(-0.05, 1.05))

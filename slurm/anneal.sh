@@ -12,4 +12,4 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.log
 source "${SLURM_SUBMIT_DIR:?start it by sbatch}/slurm/common.sh" || exit 2
-launch r4b/anneal "$@"
+launch train r4b/anneal "$@"

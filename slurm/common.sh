@@ -2,7 +2,7 @@
 # What all jobs share: where things are, one launcher a node, signals, requeue. See docs/cluster.md.
 #
 #   source "$SLURM_SUBMIT_DIR/slurm/common.sh"
-#   launch RECIPE "$@"      "$@": overrides, and first of all --recipe NAME for another recipe
+#   launch COMMAND RECIPE "$@"      COMMAND: train or rl; "$@": overrides, first of all --recipe NAME for another recipe
 set -euo pipefail
 
 REQUEUE_CODE=75 # megatron_mm/config/errors.py
@@ -15,8 +15,8 @@ fail() {
 }
 
 launch() {
-    local recipe=$1
-    shift
+    local command=$1 recipe=$2
+    shift 2
     if [ "${1:-}" = --recipe ]; then
         [ $# -ge 2 ] || fail "--recipe needs a name, such as mini/stage3"
         recipe=$2
@@ -35,7 +35,7 @@ launch() {
     # This checkout's code, wherever the job was submitted from and whatever the container has.
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
-    run_to_the_end "${start[@]}" python -m megatron_mm.cli train "$recipe" "$@" --nproc "$num_ranks" \
+    run_to_the_end "${start[@]}" python -m megatron_mm.cli "$command" "$recipe" "$@" --nproc "$num_ranks" \
         --nodes "$SLURM_NNODES" --rendezvous "$(rendezvous)"
     finish
 }

@@ -37,6 +37,19 @@ def equal(answer: str, expected: Expected, kind: str = "auto") -> bool:
     return bool(answer.strip()) and KINDS[kind](answer, expected)
 
 
+def settled(answer: str, expected: Expected, kind: str = "auto") -> bool | None:
+    """What `equal` says where that takes no time: of the same text, and of two plain integers; None otherwise."""
+    if not answer.strip():
+        return False
+    if exact_match(answer, expected.reference):
+        return True
+    given, right = answer.strip(), expected.reference.strip()
+    are_integers = _INTEGER.fullmatch(given) and _INTEGER.fullmatch(right)
+    if are_integers and kind in ("auto", "math", "number") and not options_of(expected.question):
+        return int(given) == int(right)
+    return None
+
+
 def _exact(answer: str, expected: Expected) -> bool:
     return exact_match(answer, expected.reference)
 
@@ -81,6 +94,7 @@ KINDS: dict[str, Callable[[str, Expected], bool]] = {
     "auto": _auto,
 }
 
+_INTEGER = re.compile(r"[0-9]{1,18}")
 _SAID_BEFORE = re.compile(
     r"\A(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
     re.IGNORECASE,

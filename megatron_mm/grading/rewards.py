@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import cast
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.grading.answers import KINDS, Expected, equal
+from megatron_mm.grading.answers import KINDS, Expected, equal, settled
 from megatron_mm.grading.formats import FORMATS
 from megatron_mm.grading.quantities import Tolerance
 
@@ -104,6 +104,10 @@ class RewardSpec:
         if self.name == HFRRF:
             return float(format_right and answer_right)
         return self.format_weight * format_right + self.accuracy_weight * answer_right
+
+    def settled(self, answer: str, submission: Submission) -> bool | None:
+        """Whether an answer is right, where that can be said without a worker; else None."""
+        return settled(answer, Expected(submission.reference, submission.question, self.tolerance), self.kind)
 
     def judge(self) -> Plugin:
         """What compares an answer, or pays a whole response where the reward is a plug-in. Runs in a worker.

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Self
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.grading.answers import exact_match
 from megatron_mm.grading.keeper import Limits, Orders, Verdict
 from megatron_mm.grading.rewards import Failure, Grade, RewardSpec, Submission
 
@@ -107,16 +106,19 @@ class Graders:
     def grade(self, submissions: Sequence[Submission]) -> list[Grade]:
         """Grade responses, in their order."""
         answers = [self._extracted(one) for one in submissions]
-        compared = [
-            index
-            for index, (one, answer) in enumerate(zip(submissions, answers, strict=True))
-            if answer.failure is None and answer.text is not None and not self._is_reference(answer.text, one)
-        ]
+        verdicts, compared = dict[int, Verdict](), []
+        for index, (one, answer) in enumerate(zip(submissions, answers, strict=True)):
+            if answer.failure is None and answer.text is not None:
+                is_right = None if self._spec.is_plugin else self._spec.settled(answer.text, one)
+                if is_right is None:
+                    compared.append(index)
+                else:
+                    verdicts[index] = Verdict(value=float(is_right))
         tasks = [
             json.dumps([answers[index].text, submissions[index].reference, submissions[index].question])
             for index in compared
         ]
-        verdicts = dict(zip(compared, self._run(tasks), strict=True))
+        verdicts |= zip(compared, self._run(tasks), strict=True)
         grades = [self._grade(answer, verdicts.get(index)) for index, answer in enumerate(answers)]
         self.tally.num_graded += len(grades)
         self.tally.failures.update(grade.failure for grade in grades if grade.failure is not None)
@@ -132,17 +134,12 @@ class Graders:
         too_long = text is not None and len(text) > allowed
         return _Extracted(format_right, text, Failure.TOO_LONG if too_long else None)
 
-    def _is_reference(self, text: str, submission: Submission) -> bool:
-        """What most right answers are; it needs no worker."""
-        return not self._spec.is_plugin and bool(text) and exact_match(text, submission.reference)
-
     def _grade(self, answer: "_Extracted", verdict: Verdict | None) -> Grade:
         failure = answer.failure if verdict is None else verdict.failure
         note = "" if verdict is None else verdict.note
         if self._spec.is_plugin:
             return Grade(0.0 if failure or verdict is None else verdict.value, None, None, failure, note)
-        is_right = answer.text is not None if verdict is None else verdict.value > 0
-        is_right = is_right and failure is None
+        is_right = verdict is not None and verdict.value > 0 and failure is None
         return Grade(self._spec.reward(answer.format_right, is_right), answer.format_right, is_right, failure, note)
 
     def _run(self, tasks: list[str]) -> list[Verdict]:

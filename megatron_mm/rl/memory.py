@@ -60,8 +60,11 @@ class Budget:
             "engine's weights": self.engine,
             "engine's cache": self.cache,
         }
-        most = max(self.drawing, self.learning)
-        advice = "; more than that: lower rl.rollout.cache_gib, or set rl.rollout.offload=true" if most > total else ""
+        advice = ""
+        if self.drawing > total:
+            advice += "; too much to draw: lower rl.rollout.cache_gib, or set rl.rollout.offload=true"
+        if self.learning > total:
+            advice += "; too much to learn: set train.recompute=full, or raise parallel.tensor"
         return (
             f"memory of a rank, planned: {', '.join(f'{name} {_gib(part)}' for name, part in parts.items())}\n"
             f"  drawing responses {_gib(self.drawing)}, learning {_gib(self.learning)}, of {_gib(total)}{advice}"

@@ -68,8 +68,10 @@ class Practice:
         stage = self.rl.stage(place.step)
         groups, used = self._draw(place, stage)
         parts = [groups[number :: self.rl.updates] for number in range(self.rl.updates)]
+        with self._part(place.step, "batches"):
+            batches = [self._batches([one for group in part for one in group], stage) for part in parts]
         with self._part(place.step, "score"):
-            scored = [self._scored([one for group in part for one in group], stage) for part in parts]
+            scored = [self._scored(one) for one in batches]
         advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
         with self._part(place.step, "update"):
             result = self._update(parts, scored, advantages, stage)
@@ -113,26 +115,29 @@ class Practice:
         # Nothing is better than what there is; a whole batch without a signal teaches nothing, and is still a step.
         return kept or groups, self.rl.max_draws
 
-    def _scored(self, rollouts: Sequence[Rollout], stage: StageConfig) -> list[RolloutBatch]:
-        """Micro-batches that know what policy and reference think of their tokens."""
-        objective, device = self.rl.objective, self.platform.device()
-        batches = micro_batches(
+    def _batches(self, rollouts: Sequence[Rollout], stage: StageConfig) -> list[RolloutBatch]:
+        """This rank's micro-batches."""
+        return micro_batches(
             rollouts,
             self.questions.prompt,
             self.config,
-            objective,
+            self.rl.objective,
             stage.max_response_tokens,
             self.pad,
             state.data_rank(),
             state.data_ranks(),
             self.trainee.chunks[0].groups.cp,
         )
-        batches = with_values(batches, old=score(self.trainee, batches, device))
-        self._compare_with_engine(batches)
+
+    def _scored(self, batches: Sequence[RolloutBatch]) -> list[RolloutBatch]:
+        """The same micro-batches with what policy and reference think of their tokens."""
+        device = self.platform.device()
+        scored = with_values(batches, old=score(self.trainee, batches, device))
+        self._compare_with_engine(scored)
         if self.reference is not None:
             with self.reference.in_place():
-                batches = with_values(batches, reference=score(self.trainee, batches, device))
-        return batches
+                scored = with_values(scored, reference=score(self.trainee, batches, device))
+        return scored
 
     def _compare_with_engine(self, batches: Sequence[RolloutBatch]) -> None:
         """See that the engine drew the tokens with the probabilities that the trainer has."""

@@ -91,7 +91,7 @@ def to_hf(
             # Emptied as it is handed on, so that the bucket is gone before the next one is made.
             while of_ranks:
                 rule, parts = bucket[-len(of_ranks)], of_ranks.pop(0)
-                if rule.axis is not None and not route.gathered:
+                if rule.axis is not None and rule.megatron in own and ranks > 1:
                     yield from _in_place(rule, parts[0], groups.tp.rank(), ranks)
                 else:
                     yield from _joined(rule, parts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mm.config.load import recipe_names
+from megatron_mm.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "common.sh")
@@ -45,6 +45,6 @@ def test_a_job_holds_no_more_than_its_needs_and_its_recipe(job: Path) -> None:
     assert f"#SBATCH --job-name={job.stem}" in lines
     commands = [line for line in lines if line and not line.startswith("#")]
     assert len(commands) == 2
-    match = re.fullmatch(r'launch ([a-z0-9_]+/[a-z0-9_]+) "\$@"', commands[1])
+    match = re.fullmatch(r'launch (train|rl) ([a-z0-9_]+/[a-z0-9_]+) "\$@"', commands[1])
     assert match is not None
-    assert match[1] in recipe_names()
+    assert (load_config(match[2]).rl is not None) == (match[1] == "rl")

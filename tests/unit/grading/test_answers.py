@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from megatron_mm.grading.answers import KINDS, Expected, bare, equal, exact_match
+from megatron_mm.grading.answers import KINDS, Expected, bare, equal, exact_match, settled
 from megatron_mm.grading.quantities import Tolerance
 
 PAIRS = [
@@ -123,3 +125,21 @@ def test_options_come_from_the_question(question: str, reference: str, right: li
 )
 def test_units(answer: str, reference: str, is_equal: bool) -> None:
     assert equal(answer, Expected(reference), "number") == is_equal
+
+
+@given(st.integers(0, 120), st.integers(0, 120), st.sampled_from(sorted(KINDS)), st.sampled_from(["{}", " {} ", "0{}"]))
+def test_what_is_settled_at_once_is_what_the_comparison_says(one: int, other: int, kind: str, form: str) -> None:
+    for question in ("How many?", "Which?\nA. 7\nB. 8"):
+        expected = Expected(str(other), question)
+        said = settled(form.format(one), expected, kind)
+        assert said in (None, equal(form.format(one), expected, kind))
+        if kind == "auto" and question == "How many?":
+            assert said is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("7.0", "7"), ("7", "7.0"), ("-7", "7"), ("7" * 19, "7"), ("\N{ARABIC-INDIC DIGIT SEVEN}", "7")],
+)
+def test_what_is_no_plain_integer_is_not_settled(answer: str, reference: str) -> None:
+    assert settled(answer, Expected(reference)) is None

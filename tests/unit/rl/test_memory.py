@@ -30,10 +30,12 @@ def test_what_is_held_when() -> None:
 
 
 def test_it_says_what_does_not_fit() -> None:
-    assert "engine's cache 10.00 GiB\n  drawing responses 56.00 GiB, learning 81.00 GiB, of 80.00 GiB; more" in (
-        ALL.describe(int(80 * GIB))
-    )
-    assert "more than that" not in ALL.describe(int(81 * GIB))
+    at_80 = ALL.describe(int(80 * GIB))
+    assert at_80.splitlines()[0].endswith("reference 8.00 GiB, engine's weights 8.00 GiB, engine's cache 10.00 GiB")
+    assert "drawing responses 56.00 GiB, learning 81.00 GiB, of 80.00 GiB; too much to learn" in at_80
+    assert "too much to draw" not in at_80
+    assert "too much" not in ALL.describe(int(81 * GIB))
+    assert "too much to draw" in ALL.describe(int(50 * GIB))
 
 
 def test_the_budget_of_a_run() -> None:
