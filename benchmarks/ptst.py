@@ -3,9 +3,9 @@
 mini/ptst draws responses of at most 32 tokens in groups of 16 for 20 updates, then 64 in groups of 8 for 20; mini/long
 draws 128 in groups of 4 from the beginning, as Vision-R1-Long (arXiv 2503.06749v4, Table 3), for as many updates as the
 same number of drawn tokens allows. Both begin with a cold start that was stopped after 105 steps, while it still
-garbles the form in nine of ten draws: after all of its steps nothing is left to learn. Answers to easy questions take 26
-tokens, to hard ones 38, so hard ones are out of reach in the first stage. What the paper suppresses, thoughts that ramble
-on, this model never had; whether stages help here is an open question, and the table says what came of it.
+garbles the form in nine of ten draws: after all of its steps nothing is left to learn. Answers to easy questions take
+26 tokens, to hard ones 38, so hard ones are out of reach in the first stage. What the paper suppresses, thoughts that
+ramble on, this model never had; whether stages help here is an open question, and the table says what came of it.
 
 Compared where the one that drew fewer tokens ended: the reward of the last five updates' draws, and greedy answers to
 held-out questions. What is done is kept in runs/ptst; it draws results/ptst.svg. About 20 minutes.

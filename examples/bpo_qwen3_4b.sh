@@ -3,5 +3,4 @@
 #
 #   bash examples/bpo_qwen3_4b.sh data.path=DIR init_from=RUN     on all GPUs of this machine; many: slurm/bpo.sh
 #   bash examples/bpo_qwen3_4b.sh --mini                          in miniature, without a GPU; writes runs/mini/bpo
-source "$(dirname "${BASH_SOURCE[0]}")/reinforce.sh"
-reinforce r4b/bpo mini/bpo runs/quickstart/anneal "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/reinforce.sh" r4b/bpo mini/bpo runs/quickstart/anneal "$@"

@@ -3,5 +3,4 @@
 #
 #   bash examples/vision_r1_ptst.sh data.path=DIR init_from=RUN     on all GPUs of this machine; many: slurm/bpo.sh
 #   bash examples/vision_r1_ptst.sh --mini                          in miniature, without a GPU; writes runs/mini/ptst
-source "$(dirname "${BASH_SOURCE[0]}")/reinforce.sh"
-reinforce vision_r1/ptst mini/ptst runs/quickstart/cold_start "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/reinforce.sh" vision_r1/ptst mini/ptst runs/quickstart/cold_start "$@"

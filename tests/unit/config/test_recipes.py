@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_mm.config.load import RECIPES, load_config, recipe_names
-from megatron_mm.config.schema import RunConfig
+from megatron_mm.config.schema import RunConfig, StageConfig
 
 STAGES = [name for name in recipe_names() if not name.endswith("/base")]
 # Recipes whose weights come from elsewhere: none (random), or a conversion that a comment in the recipe spells out.
@@ -30,6 +30,13 @@ TABLE_1 = {
     "knowledge": (928_190, 359_778),
     "text": (1_875_174, 190_787),
 }
+
+
+def _stages(*stages: tuple[int, int, int]) -> tuple[StageConfig, ...]:
+    return tuple(
+        StageConfig(steps=steps, max_response_tokens=tokens, group_size=size) for steps, tokens, size in stages
+    )
+
 
 PAPER: list[tuple[str, str, Any, str]] = [
     ("r4b/stage1", "train.trained", {"projector"}, "R-4B Table I"),
@@ -86,9 +93,40 @@ PAPER: list[tuple[str, str, Any, str]] = [
     ("vision_r1/cold_start", "data.packed", False, "train.yaml, LLaMA-Factory's default"),
     ("vision_r1/cold_start", "data.max_sequence_tokens", 16384, "train.yaml"),
     ("vision_r1/cold_start", "data.rendering", "cold_start", "Vision-R1 Figs. 4, 6, 7"),
+    ("r4b/bpo", "rl.algorithm", "bpo", "R-4B section 3"),
+    ("r4b/bpo", "rl.by_deviation", True, "R-4B section 3.1: advantages as in GRPO"),
+    ("r4b/bpo", "rl.objective.kl", "loss", "R-4B eq. 1"),
+    ("r4b/grpo", "rl.algorithm", "grpo", "R-4B Fig. 10"),
+    ("vision_r1/ptst", "rl.stages", _stages((100, 4096, 16), (100, 8192, 8)), "Vision-R1 appendix A"),
+    ("vision_r1/long", "rl.stages", _stages((300, 16384, 4)), "Vision-R1 Table 3"),
+    ("vision_r1/zero", "rl.stages", _stages((300, 4096, 16)), "Vision-R1 appendix A"),
+    ("vision_r1/ptst", "rl.reward.name", "hfrrf", "Vision-R1 section 3.4"),
+    ("vision_r1/zero", "rl.reward.format_weight", 0.5, "Vision-R1: 1:1"),
+    ("vision_r1/zero", "rl.reward.accuracy_weight", 0.5, "Vision-R1: 1:1"),
+    *[
+        (f"vision_r1/{recipe}", f"rl.{field}", value, "Vision-R1 eq. 1 and 2")
+        for recipe in ("ptst", "long", "zero")
+        for field, value in (
+            ("algorithm", "grpo"),
+            ("objective.clip_low", 0.2),
+            ("objective.clip_high", 0.2),
+            ("objective.kl", "loss"),
+            ("objective.kl_estimator", "k3"),
+            ("objective.kl_coef", 1e-2),
+            ("reward.format", "vision_r1"),
+        )
+    ],
     *[
         (f"{recipe}", f"model.{field}", value, source)
-        for recipe in ("r4b/stage1", "r4b/stage2", "r4b/stage3", "r4b/anneal", "vision_r1/cold_start")
+        for recipe in (
+            "r4b/stage1",
+            "r4b/stage2",
+            "r4b/stage3",
+            "r4b/anneal",
+            "r4b/bpo",
+            "vision_r1/cold_start",
+            "vision_r1/ptst",
+        )
         for field, value, source in (
             ("vision.preset", "siglip2-so400m-patch14-384", "R-4B appendix B.1 and README"),
             ("language.preset", "qwen3-4b", "R-4B appendix B.1"),
