@@ -12,6 +12,7 @@ from megatron_mm.chat import modes
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, trigger_ids
 from megatron_mm.chat.tokenizer import ChatTokenizer
+from megatron_mm.config.errors import InputError
 from megatron_mm.generation.engine import Engine, Sampling
 from megatron_mm.grading.rewards import Grade, Submission
 from megatron_mm.grading.workers import Graders
@@ -47,7 +48,9 @@ class Sampler:
     def draw(
         self, rows: Sequence[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout]]:
-        """The responses to each question, in the order of `modes_of`, on all ranks; all of them do it together.
+        """The responses to each question, mode by mode, on all ranks; all of them do it together.
+
+        A response is cut off where question and response have data.max_sequence_tokens.
 
         What is drawn depends on seed, data step and question alone, as far as the engine's sums do not depend on what
         it works on beside.
@@ -57,6 +60,9 @@ class Sampler:
             modes_of: mode of each response to a question.
             sampling: how responses are drawn, but for their number and seed.
             data_step: of the plan.
+
+        Raises:
+            InputError: a question leaves no room for a response.
         """
         # Questions with much to read are shared out first.
         tokens = self._questions.plan.sizes.tokens[list(rows)]
@@ -81,9 +87,17 @@ class Sampler:
             for number, (mode, count) in enumerate(wanted.items()):
                 seeds = np.random.SeedSequence([self._seed, data_step, row, number])
                 prompts.append(_forced(self._questions.prompt(row), self._triggers[mode]))
+                room = self._questions.max_tokens - len(prompts[-1].ids)
+                if room < 1:
+                    raise InputError(
+                        f"the prompt of sample {one.name} has {len(prompts[-1].ids)} tokens, which leaves none of "
+                        f"data.max_sequence_tokens={self._questions.max_tokens} for a response; raise it, shorten "
+                        "rl.system_prompt, or leave the sample out"
+                    )
                 pictures.append(one.question.pictures)
                 seed = int(seeds.generate_state(1)[0])
-                samplings.append(replace(sampling, count=count, seed=seed))
+                longest = min(sampling.max_tokens, room)
+                samplings.append(replace(sampling, max_tokens=longest, count=count, seed=seed))
         completions = iter(self._engine.sample(prompts, pictures, samplings))
         groups = []
         for row, one in zip(rows, asked, strict=True):

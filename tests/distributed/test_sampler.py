@@ -1,0 +1,83 @@
+"""What is asked of the engine, and what becomes of its answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from megatron_mm.chat.modes import Mode
+from megatron_mm.chat.render import Prompt
+from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.shards import PreparedData
+from megatron_mm.generation.engine import Completion, Engine, Sampling
+from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import get_platform
+from megatron_mm.rl.questions import Questions
+from megatron_mm.rl.sampler import Sampler
+from tests.ranks import run_on_ranks
+from tests.tiny import digits_config
+
+MODES = (Mode.THINKING, Mode.NON_THINKING, Mode.THINKING)
+STAGES = "[{steps: 4, max_response_tokens: 64, group_size: 2}]"
+
+
+class _Engine:
+    """Says the seed that it is given."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Prompt, Sampling]] = []
+
+    def sample(self, prompts: Sequence[Prompt], pictures: Any, samplings: Sequence[Sampling]) -> list[list[Completion]]:
+        del pictures
+        self.asked += zip(prompts, samplings, strict=True)
+        return [[Completion([(one.seed or 0) >> 1], [-1.0], "x", True)] * one.count for one in samplings]
+
+
+def _config(digits: Path, **overrides: Any) -> RunConfig:
+    return digits_config(digits, Path("unused"), rl=f"{{algorithm: bpo, stages: {STAGES}}}", **overrides)
+
+
+def _drawn(config: RunConfig) -> tuple[list[tuple[int, Sampling]], list[list[tuple[int, Mode, int]]]]:
+    """Lengths of the prompts and samplings that this rank's engine got; all responses. Runs on every rank."""
+    platform, data = get_platform("cpu"), PreparedData(str(config.data.path))
+    with state.process_group(platform), state.model_parallel(config.parallel, 0):
+        questions, engine = Questions(config, data, data.tokenizer()), _Engine()
+        sampler = Sampler(cast(Engine, engine), 1, questions, data.tokenizer(), None, 0)
+        groups = sampler.draw(questions.rows(0), MODES, Sampling(64, 1.0), 0)
+        asked = [(len(prompt.ids), sampling) for prompt, sampling in engine.asked]
+        return asked, [[(one.row, one.mode, one.drawn[0]) for one in group] for group in groups]
+
+
+def test_engines_share_the_questions_out_and_all_ranks_get_all_responses(digits: Path) -> None:
+    ((_, alone),) = run_on_ranks(_drawn, 1, _config(digits))
+    (first, groups), (second, others) = run_on_ranks(_drawn, 2, _config(digits))
+    assert groups == others == alone  # seeds depend on the question, not on the engine
+    # A question is asked once a mode, its pictures with it.
+    assert len(first) == len(second) == 2 * len(groups) // 2
+    assert [sampling.count for _, sampling in first[:2]] == [2, 1]
+    for group in groups:
+        assert [mode for _, mode, _ in group] == [Mode.THINKING, Mode.THINKING, Mode.NON_THINKING]
+    assert len({seed for group in groups for _, _, seed in group}) == 2 * len(groups)
+
+
+def test_a_response_has_what_the_question_leaves(digits: Path) -> None:
+    ((asked, _),) = run_on_ranks(_drawn, 1, _config(digits, data__max_sequence_tokens=96))
+    assert {tokens + sampling.max_tokens for tokens, sampling in asked} == {96}
+    ((asked, _),) = run_on_ranks(_drawn, 1, _config(digits))
+    assert {sampling.max_tokens for _, sampling in asked} == {64}
+
+
+def _refused(config: RunConfig) -> str:
+    with pytest.raises(InputError) as error:
+        _drawn(config)
+    return str(error.value)
+
+
+def test_a_question_that_leaves_nothing_is_named(digits: Path) -> None:
+    rl = f"{{algorithm: bpo, stages: {STAGES}, system_prompt: {'think ' * 80}}}"
+    config = digits_config(digits, Path("unused"), rl=rl, data__max_sequence_tokens=96)
+    (said,) = run_on_ranks(_refused, 1, config)
+    assert "which leaves none of data.max_sequence_tokens=96" in said
+    assert "digits" in said or "sample" in said
