@@ -52,13 +52,13 @@ def measure() -> list[Figure]:
         for key, text in (("gain", "gained on hard questions, auto mode"), ("parts", "thinks about hard, not easy")):
             mean = statistics.mean(one[key] for one in of_seeds)
             figures.append(Figure(f"{algorithm}, mean: {text}", round(mean, 4), "share"))
-    rows = {
-        f"{part}: {text}": f"heldout/digits/{part}/non_thinking/{key}"
-        for key, text in (("think_rate", "think rate"), ("accuracy", "right"))
-        for part in ("easy", "hard")
-    }
+    rows, first = {}, {}
+    for key, text in (("think_rate", "think rate"), ("accuracy", "right")):
+        for part in ("easy", "hard"):
+            rows[f"{part}: {text}"] = metric = f"heldout/digits/{part}/non_thinking/{key}"
+            first[metric] = before[part, "auto"][key]
     groups = {name: [arm for arm in arms if arm.recipe == f"mini/{name}"] for name in ALGORITHMS}
-    draw_curves(RESULTS / "bpo.svg", rows, groups, lambda _, line: line["step"], "updates")
+    draw_curves(RESULTS / "bpo.svg", rows, groups, lambda _, line: line["step"], "updates", first)
     return figures
 
 

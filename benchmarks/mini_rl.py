@@ -89,6 +89,7 @@ def draw_curves(
     arms: dict[str, list[Arm]],
     place: Callable[[Arm, dict[str, Any]], float],
     unit: str,
+    before: dict[str, float] | None = None,
 ) -> None:
     """Draw metrics of held-out questions: a field for each of `rows`, a line a run, a colour for each kind of run.
 
@@ -97,6 +98,7 @@ def draw_curves(
         arms: kind -> its runs.
         place: of a line of metrics on the horizontal axis.
         unit: of that axis.
+        before: values of the metrics where the runs began.
     """
     import matplotlib
 
@@ -109,7 +111,8 @@ def draw_curves(
     for field, (title, metric) in zip(fields, rows.items(), strict=True):
         for colour, (kind, runs) in enumerate(arms.items()):
             for number, run in enumerate(runs):
-                points = [(place(run, line), line[metric]) for line in run.metrics() if metric in line]
+                points = [] if before is None else [(0.0, before[metric])]
+                points += [(place(run, line), line[metric]) for line in run.metrics() if metric in line]
                 label = kind if number == 0 else None
                 field.plot(*zip(*points, strict=True), color=f"C{colour}", marker=".", alpha=0.7, label=label)
         field.set(title=title, xlabel=unit, ylim=(-0.05, 1.05))
