@@ -13,7 +13,7 @@ from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, trigger_ids
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.generation.engine import Engine, Sampling
+from megatron_mm.generation.engine import Completion, Engine, Sampling
 from megatron_mm.grading.rewards import Grade, Submission
 from megatron_mm.grading.workers import Graders
 from megatron_mm.rl.experience import Rollout, Wording
@@ -81,47 +81,49 @@ class Sampler:
         self, rows: list[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout]]:
         wanted = {mode: modes_of.count(mode) for mode in dict.fromkeys(modes_of)}
-        asked = [self._questions.ask(row) for row in rows]
         prompts, pictures, samplings = [], [], []
-        for row, one in zip(rows, asked, strict=True):
+        for row in rows:
             for number, (mode, count) in enumerate(wanted.items()):
+                prompt = _forced(self._questions.prompt(row), self._triggers[mode])
                 seeds = np.random.SeedSequence([self._seed, data_step, row, number])
-                prompts.append(_forced(self._questions.prompt(row), self._triggers[mode]))
-                room = self._questions.max_tokens - len(prompts[-1].ids)
-                if room < 1:
-                    raise InputError(
-                        f"the prompt of sample {one.name} has {len(prompts[-1].ids)} tokens, which leaves none of "
-                        f"data.max_sequence_tokens={self._questions.max_tokens} for a response; raise it, shorten "
-                        "rl.system_prompt, or leave the sample out"
-                    )
-                pictures.append(one.question.pictures)
-                seed = int(seeds.generate_state(1)[0])
-                longest = min(sampling.max_tokens, room)
+                longest, seed = min(sampling.max_tokens, self._room(row, prompt)), int(seeds.generate_state(1)[0])
+                prompts.append(prompt)
+                pictures.append(self._questions.ask(row).question.pictures)
                 samplings.append(replace(sampling, max_tokens=longest, count=count, seed=seed))
         completions = iter(self._engine.sample(prompts, pictures, samplings))
-        groups = []
-        for row, one in zip(rows, asked, strict=True):
-            group, prompt = [], self._questions.prompt(row)
-            wording = Wording(one.name, self._questions.part(row), one.text, one.reference)
-            for mode in wanted:
-                for completion in next(completions):
-                    group.append(
-                        Rollout(
-                            row=row,
-                            wording=wording,
-                            prompt_tokens=len(prompt.ids),
-                            prompt_tiles=len(prompt.tiles),
-                            mode=mode,
-                            given=self._triggers[mode],
-                            drawn=array("i", completion.ids),
-                            logprobs=array("f", completion.logprobs),
-                            text=modes.TRIGGERS[mode] + completion.text,
-                            finished=completion.finished,
-                            grade=Grade(0.0),
-                        )
-                    )
-            groups.append(group)
+        groups = [
+            [self._rollout(row, mode, completion) for mode in wanted for completion in next(completions)]
+            for row in rows
+        ]
         return self._graded(groups)
+
+    def _room(self, row: int, prompt: Prompt) -> int:
+        """Tokens that a prompt leaves for a response."""
+        most, taken = self._questions.max_tokens, len(prompt.ids)
+        if taken >= most:
+            raise InputError(
+                f"the prompt of sample {self._questions.ask(row).name} has {taken} tokens, which leaves none of "
+                f"data.max_sequence_tokens={most} for a response; raise it, shorten rl.system_prompt, or leave the "
+                "sample out"
+            )
+        return most - taken
+
+    def _rollout(self, row: int, mode: Mode, completion: Completion) -> Rollout:
+        """A response that is not graded yet."""
+        asked, prompt = self._questions.ask(row), self._questions.prompt(row)
+        return Rollout(
+            row=row,
+            wording=Wording(asked.name, self._questions.part(row), asked.text, asked.reference),
+            prompt_tokens=len(prompt.ids),
+            prompt_tiles=len(prompt.tiles),
+            mode=mode,
+            given=self._triggers[mode],
+            drawn=array("i", completion.ids),
+            logprobs=array("f", completion.logprobs),
+            text=modes.TRIGGERS[mode] + completion.text,
+            finished=completion.finished,
+            grade=Grade(0.0),
+        )
 
     def _graded(self, groups: list[list[Rollout]]) -> list[list[Rollout]]:
         if self._graders is None:
