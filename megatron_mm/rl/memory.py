@@ -83,7 +83,7 @@ def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
         reference=trainer.weights if config.rl.objective.kl != "none" else 0.0,
         engine=weights / rollout.ranks,
         cache=rollout.cache_gib * _GIB,
-        sleeps=platform.engine_sleeps,
+        sleeps=platform.has_own_memory,
         offload=rollout.offload,
     )
 
@@ -94,13 +94,12 @@ def out_of_the_way(trainee: Trainee, platform: Platform) -> Iterator[None]:
     platform.synchronize()
     for chunk in trainee.ddp:
         chunk.offload_grad_buffers(synchronize=False, empty_cache=False)
-    moves = platform.device().type != "cpu"  # where the host's memory is another one
-    if moves:
+    if platform.has_own_memory:
         trainee.optimizer.offload_to_cpu()
     try:
         yield
     finally:
-        if moves:
+        if platform.has_own_memory:
             trainee.optimizer.restore_from_cpu()
         for chunk in trainee.ddp:
             chunk.restore_grad_buffers(synchronize=False)

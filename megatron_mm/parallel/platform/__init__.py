@@ -14,8 +14,8 @@ class Platform(Protocol):
     distributed_backend: str
     layer_backend: str
     """Which layer implementation models/specs.py picks: "te" or "local"."""
-    engine_sleeps: bool
-    """Whether an engine in this process can give its memory back to the trainer."""
+    has_own_memory: bool
+    """Whether the device's memory is another one than the host's; an engine in this process can give it back then."""
 
     def prepare(self, local_rank: int) -> None:
         """Make Megatron-Core usable in this process. Call once, before any of its objects is made."""

@@ -25,7 +25,7 @@ class CpuPlatform:
     name = "cpu"
     distributed_backend = "gloo"
     layer_backend = "local"
-    engine_sleeps = False
+    has_own_memory = False
 
     def prepare(self, local_rank: int) -> None:
         del local_rank

@@ -14,7 +14,7 @@ class CudaPlatform:
     name = "cuda"
     distributed_backend = "nccl"
     layer_backend = "te"
-    engine_sleeps = True
+    has_own_memory = True
 
     def prepare(self, local_rank: int) -> None:
         if importlib.util.find_spec("transformer_engine") is None:
