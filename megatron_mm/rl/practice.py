@@ -67,7 +67,8 @@ class Practice:
         del is_logged
         stage = self.rl.stage(place.step)
         groups, used = self._draw(place, stage)
-        parts = [groups[number :: self.rl.updates] for number in range(self.rl.updates)]
+        # Fewer updates where fewer questions are left than there are to be.
+        parts = [groups[number :: self.rl.updates] for number in range(min(self.rl.updates, len(groups)))]
         with self._part(place.step, "batches"):
             batches = [self._batches([one for group in part for one in group], stage) for part in parts]
         with self._part(place.step, "score"):

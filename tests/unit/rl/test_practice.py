@@ -1,0 +1,89 @@
+"""Which responses a step learns from."""
+
+from typing import Any, cast
+
+import pytest
+
+from megatron_mm.config.load import load_config
+from megatron_mm.grading.rewards import Grade
+from megatron_mm.rl.job import make_algorithm
+from megatron_mm.rl.practice import Practice
+from megatron_mm.rl.report import Report
+from megatron_mm.train.run import Place
+
+PROMPTS = 3
+
+
+class _Rollout:
+    def __init__(self, row: int, reward: float):
+        self.row, self.grade = row, Grade(reward)
+
+
+class _World:
+    """Questions, sampler and watchdog of a practice: step s of the plan has questions 10 s, 10 s + 1, ..."""
+
+    def __init__(self, with_signal: set[int]):
+        self._with_signal, self.rests = with_signal, 0
+
+    def rows(self, data_step: int) -> list[int]:
+        return [10 * data_step + number for number in range(PROMPTS)]
+
+    def draw(self, rows: list[int], modes: Any, *_: Any) -> list[list[_Rollout]]:
+        return [
+            [_Rollout(row, float(place == 0 and row in self._with_signal)) for place in range(len(modes))]
+            for row in rows
+        ]
+
+    def rest(self, *, keeps_weights: bool) -> None:
+        assert not keeps_weights
+        self.rests += 1
+
+    def at(self, step: int, what: str) -> None:
+        """Of the watchdog."""
+
+
+def _drawn(max_draws: int, with_signal: set[int]) -> tuple[list[int], int, dict[str, float]]:
+    """Questions that are learned from, steps of the plan that were used, metrics."""
+    config = load_config("mini/bpo", overrides=[f"rl.max_draws={max_draws}"])
+    assert config.rl is not None
+    world: Any = _World(with_signal)
+    nothing: Any = None
+    practice = Practice(
+        config=config,
+        rl=config.rl,
+        platform=nothing,
+        trainee=nothing,
+        questions=world,
+        sampler=world,
+        exchange=nothing,
+        algorithm=make_algorithm(config.rl),
+        reference=None,
+        guard=nothing,
+        watchdog=world,
+        report=Report(),
+        held_out=None,
+        alarm=nothing,
+        pad=0,
+    )
+    groups, used = practice._draw(Place(step=0, data_step=2), config.rl.stage(0))
+    assert world.rests == 1
+    return [cast(_Rollout, group[0]).row for group in groups], used, practice.report.metrics()
+
+
+def test_one_draw_keeps_what_there_is() -> None:
+    rows, used, metrics = _drawn(1, {21})
+    assert (rows, used) == ([20, 21, 22], 1)
+    assert metrics["flat_groups"] == pytest.approx(2 / 3)
+
+
+def test_questions_that_tell_nothing_are_passed_over_and_others_drawn() -> None:
+    rows, used, metrics = _drawn(5, {21, 30, 32, 40})
+    assert (rows, used) == ([21, 30, 32], 2)
+    assert metrics["flat_groups"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    # No more than a batch: the third draw brings two, one of which is needed.
+    assert _drawn(5, {21, 30, 41, 42})[:2] == ([21, 30, 41], 3)
+
+
+def test_there_is_an_end_to_drawing() -> None:
+    assert _drawn(2, {31})[:2] == ([31], 2)
+    assert _drawn(2, set())[:2] == ([30, 31, 32], 2)
