@@ -17,6 +17,7 @@ RUN = (
     "optim.lr=1.0e-4",
     "rl.reward={name: weighted, format: think}",
     "data.blend={digits/easy/non_thinking: 1, digits/hard/non_thinking: 1}",
+    "rl.updates=2",
     "parallel.tensor=2",
     "precision=bf16",
     "train.validate_every=null",
