@@ -231,7 +231,16 @@ def test_a_plugin_that_cannot_be_loaded_is_bad_input(tmp_path: Path, monkeypatch
     assert sorted(keepers_of(os.getpid())) == sorted(before)
 
 
-def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_nothing_is_left_behind() -> None:
     before = keepers_of(os.getpid())
     files = set(os.listdir("/proc/self/fd"))
     with Graders(RewardSpec(format="think"), 2, LIMITS) as pool:
