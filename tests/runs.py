@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,10 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], sec
 def descendants(process: int) -> list[int]:
     """Processes that a process has started, and those that they have."""
     found: list[int] = []
-    for file in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in file.read_text().split():
-            found += [int(child), *descendants(int(child))]
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        for file in Path(f"/proc/{process}/task").glob("*/children"):
+            for child in file.read_text().split():
+                found += [int(child), *descendants(int(child))]
     return found
 
 
@@ -86,10 +88,11 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
 def kill_all(process: subprocess.Popen[str]) -> None:
     """SIGKILL to a run's launcher and everything that it has started, as when a machine dies."""
     victims = [process.pid, *descendants(process.pid)]
-    for victim in victims:
-        os.kill(victim, signal.SIGSTOP)  # so that nobody sees another one die
-    for victim in victims:
-        os.kill(victim, signal.SIGKILL)
+    # Stopped first, so that nobody sees another one die. Some live for a moment only, such as those that grade.
+    for sent in (signal.SIGSTOP, signal.SIGKILL):
+        for victim in victims:
+            with suppress(ProcessLookupError):
+                os.kill(victim, sent)
     process.communicate()
 
 
