@@ -66,8 +66,8 @@ class Budget:
         if self.learning > total:
             advice += "; too much to learn: set train.recompute=full, or raise parallel.tensor"
         return (
-            f"memory of a rank, planned: {', '.join(f'{name} {_gib(part)}' for name, part in parts.items())}\n"
-            f"  drawing responses {_gib(self.drawing)}, learning {_gib(self.learning)}, of {_gib(total)}{advice}"
+            f"memory of a rank, planned: {', '.join(f'{name} {_size(part)}' for name, part in parts.items())}\n"
+            f"  drawing responses {_size(self.drawing)}, learning {_size(self.learning)}, of {_size(total)}{advice}"
         )
 
 
@@ -106,5 +106,5 @@ def out_of_the_way(trainee: Trainee, platform: Platform) -> Iterator[None]:
         platform.synchronize()
 
 
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / _GIB:.2f} GiB"
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
