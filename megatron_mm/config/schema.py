@@ -438,6 +438,11 @@ class RolloutConfig(Section):
         description="mean absolute difference of a token's log-probability between engine and trainer that ends a run",
     )
 
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_gib` in bytes."""
+        return int(self.cache_gib * 2**30)
+
 
 class ReinforceConfig(Section):
     """Reinforcement learning from answers that can be checked; train.global_batch counts prompts of a step then."""

@@ -96,7 +96,7 @@ class Engine:
     """A model directory, ready to generate.
 
     Args:
-        directory: made by `megatron-mm export`; without weights where `ranks` is given.
+        directory: made by `megatron-mm export`; without weights where `colocation` is given.
         dtype: "float32" or "bfloat16".
         max_sequences: responses generated side by side.
         seed: of sampling.

@@ -38,32 +38,21 @@ class Grpo:
         return (Mode.AUTO,) * group_size
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """(r - mean) / std within the group."""
-        return standardised(rewards, self.by_deviation)
+        """(r - mean) / std within the group; the deviation is a sample's, as EasyR1 has it."""
+        centred = rewards - rewards.mean(1, keepdim=True)
+        return centred / (rewards.std(1, keepdim=True) + _EPSILON) if self.by_deviation else centred
 
 
 @dataclass(frozen=True, slots=True)
-class Bpo:
+class Bpo(Grpo):
     """As many responses that think as ones that do not, forced by their triggers (R-4B, arXiv 2508.21113v2, section 3).
 
-    Credited over the union of both, so that the better mode of a prompt has the larger advantages.
+    Credited as GRPO's are, over the union of both, so that the better mode of a prompt has the larger advantages.
     """
-
-    by_deviation: bool = True
 
     def modes(self, group_size: int) -> tuple[Mode, ...]:
         """g that think, then g that do not."""
         return (Mode.THINKING,) * group_size + (Mode.NON_THINKING,) * group_size
-
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """(r - mean) / std over all 2g."""
-        return standardised(rewards, self.by_deviation)
-
-
-def standardised(rewards: Tensor, by_deviation: bool) -> Tensor:
-    """Rewards [P, K] minus their row's mean, over its standard deviation (of a sample, as EasyR1 has it)."""
-    centred = rewards - rewards.mean(1, keepdim=True)
-    return centred / (rewards.std(1, keepdim=True) + _EPSILON) if by_deviation else centred
 
 
 def is_flat(rewards: Tensor) -> Tensor:

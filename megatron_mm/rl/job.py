@@ -37,7 +37,7 @@ from megatron_mm.weights.tables import model_table
 
 # In the run directory: what an engine starts from.
 ENGINE = "engine"
-ALGORITHMS: dict[str, type[Grpo] | type[Bpo]] = {"grpo": Grpo, "bpo": Bpo}
+ALGORITHMS: dict[str, type[Grpo]] = {"grpo": Grpo, "bpo": Bpo}
 
 
 def reinforce(config: RunConfig) -> Outcome:
@@ -93,7 +93,7 @@ class ReinforceJob:
         if state.writes() and not directory.exists():
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
-        colocation = Colocation(rollout.ranks, int(rollout.cache_gib * 2**30), self._platform.has_own_memory)
+        colocation = Colocation(rollout.ranks, rollout.cache_bytes, self._platform.has_own_memory)
         engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
         spec = RewardSpec(**reward.model_dump(exclude={"num_workers"}))
         graders = Graders(spec, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None

@@ -82,7 +82,7 @@ def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
         trainer=trainer,
         reference=trainer.weights if config.rl.objective.kl != "none" else 0.0,
         engine=weights / rollout.ranks,
-        cache=rollout.cache_gib * _GIB,
+        cache=rollout.cache_bytes,
         sleeps=platform.has_own_memory,
         offload=rollout.offload,
     )

@@ -76,8 +76,8 @@ class Report:
             of_mode = [one for one in rollouts if one.mode is mode]
             if not of_mode:
                 continue
-            credits = [value for one, value in zip(rollouts, credit, strict=True) if one.mode is mode]
-            self.note(**{f"advantage/{mode}": sum(credits) / len(credits)})
+            credited = sum(value for one, value in zip(rollouts, credit, strict=True) if one.mode is mode)
+            self.note(**{f"advantage/{mode}": credited / len(of_mode)})
             self.note(**{f"reward/{mode}": sum(one.grade.reward for one in of_mode) / len(of_mode)})
             tokens = sum(len(one.given) + len(one.drawn) for one in of_mode)
             self.note(**{f"response_tokens/{mode}": tokens / len(of_mode)})
