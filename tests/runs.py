@@ -51,15 +51,18 @@ def train(recipe: str, data: Path, run_dir: Path, num_ranks: int, *overrides: st
     assert code == 0, said[-6000:]
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_until(
+    condition: Callable[[], Any], process: subprocess.Popen[str] | None = None, seconds: float = 240
+) -> None:
     """Wait for something that a run does.
 
     Raises:
-        AssertionError: the run ended, or it took too long.
+        AssertionError: the run, if it is given, ended, or it took too long.
     """
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, end(process)[1][-6000:]
+        if process is not None:
+            assert process.poll() is None, end(process)[1][-6000:]
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.005)
 

@@ -6,7 +6,7 @@ The form is Qwen3's ChatML (recipes: R-4B 1.2, our default, since the released t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -111,6 +111,12 @@ class Prompt:
     tiles: np.ndarray
     tilings: tuple[Tiling, ...]
 
+    def followed_by(self, trigger: Sequence[int]) -> "Prompt":
+        """The prompt that goes on with a mode's trigger."""
+        behind = np.array(trigger, np.int64)
+        ids, collapsed = (np.concatenate([one, behind]) for one in (self.ids, self.collapsed_ids))
+        return replace(self, ids=ids, collapsed_ids=collapsed)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -139,10 +145,10 @@ def render_prompt(
     _write_system(writer, system)
     _write_question(writer, question)
     writer.control(modes.THINK)
-    ids = np.concatenate([writer.ids(), np.array(trigger_ids(mode, tokenizer), np.int64)])
-    image = tokenizer.control(IMAGE)
-    collapsed = np.array(_collapse(ids.tolist(), image, tilings), np.int64)
-    return Prompt(ids, collapsed, _tiles(pictures, tilings, rules), tilings)
+    ids = writer.ids()
+    collapsed = np.array(_collapse(ids.tolist(), tokenizer.control(IMAGE), tilings), np.int64)
+    asked = Prompt(ids, collapsed, _tiles(pictures, tilings, rules), tilings)
+    return asked.followed_by(trigger_ids(mode, tokenizer))
 
 
 def trigger_ids(mode: Mode, tokenizer: ChatTokenizer) -> tuple[int, ...]:

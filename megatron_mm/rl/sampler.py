@@ -84,7 +84,7 @@ class Sampler:
         prompts, pictures, samplings = [], [], []
         for row in rows:
             for number, (mode, count) in enumerate(wanted.items()):
-                prompt = _forced(self._questions.prompt(row), self._triggers[mode])
+                prompt = self._questions.prompt(row).followed_by(self._triggers[mode])
                 seeds = np.random.SeedSequence([self._seed, data_step, row, number])
                 longest, seed = min(sampling.max_tokens, self._room(row, prompt)), int(seeds.generate_state(1)[0])
                 prompts.append(prompt)
@@ -132,9 +132,3 @@ class Sampler:
         submissions = [Submission(one.text, one.wording.reference, one.wording.question) for one in rollouts]
         grades = iter(self._graders.grade(submissions))
         return [[replace(rollout, grade=next(grades)) for rollout in group] for group in groups]
-
-
-def _forced(prompt: Prompt, trigger: Sequence[int]) -> Prompt:
-    """A prompt that goes on with a mode's trigger."""
-    ids, collapsed = (np.concatenate([one, np.array(trigger, np.int64)]) for one in (prompt.ids, prompt.collapsed_ids))
-    return replace(prompt, ids=ids, collapsed_ids=collapsed)

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.grading.keeper import Limits
 from megatron_mm.grading.rewards import Failure, Grade, RewardSpec, Submission
 from megatron_mm.grading.workers import Graders
+from tests import runs
 from tests.graders import install_plugin, keepers_of
 from tests.hostile import fuzzed, hostile
 
@@ -250,7 +250,7 @@ def test_nothing_is_left_behind() -> None:
         with pytest.raises(KeyboardInterrupt):
             pool.grade([_asked(HANGS, "3")] * 20)
         # At once: they are in the middle of something that nobody waits for any more.
-        _wait_for(lambda: sorted(keepers_of(os.getpid())) == sorted(before))
+        runs.wait_until(lambda: sorted(keepers_of(os.getpid())) == sorted(before), seconds=20)
     assert set(os.listdir("/proc/self/fd")) == files
 
 
@@ -265,13 +265,6 @@ def test_processes_die_with_the_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "begun\n"
-        _wait_for(lambda: len(keepers_of(parent.pid)) == 4)  # two keepers with a fork each
+        runs.wait_until(lambda: len(keepers_of(parent.pid)) == 4, seconds=20)  # two keepers with a fork each
         parent.kill()
-    _wait_for(lambda: not keepers_of(parent.pid))
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    runs.wait_until(lambda: not keepers_of(parent.pid), seconds=20)
