@@ -25,4 +25,4 @@ ruff format --check .
 codespell
 lint-imports
 pyright
-python -m pytest -m "not slow and not gpu" --durations=10
+python -m pytest -m "not slow and not gpu" --durations=25

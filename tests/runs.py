@@ -39,7 +39,7 @@ def start(
     )
 
 
-def end(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]:
+def end(process: subprocess.Popen[str], seconds: float = 900) -> tuple[int, str]:
     """Wait for a run, and return its exit code and what it said."""
     said, _ = process.communicate(timeout=seconds)
     return process.returncode, said

@@ -11,7 +11,9 @@ from tests.formats import FORMATS, largest_difference, same_answers, say_everywh
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=() if form is Format.R4B else pytest.mark.slow) for form in FORMATS]
+)
 def test_a_trained_model_says_the_same_everywhere(form: Format, digits: Path, tmp_path: Path) -> None:
     by_vllm, by_transformers, by_ourselves = say_everywhere(form, digits, tmp_path)
     assert sum(len(completion.ids) for completion in by_vllm) > 60

@@ -34,17 +34,17 @@ def _check(tmp_path: Path, tokenizer: ChatTokenizer, model: Overrides, layouts: 
         assert not wrong
 
 
-# The rest takes minutes more.
-QUICK = ("R-4B, tied, fp32",)
-
-
-@pytest.mark.parametrize(
-    "model", [pytest.param(model, marks=() if model in QUICK else pytest.mark.slow) for model in MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 def test_every_layout_holds_the_files_bits_and_hands_them_to_every_other(
     model: str, tmp_path: Path, tokenizer: ChatTokenizer
 ) -> None:
     _check(tmp_path, tokenizer, MODELS[model], LAYOUTS)
+
+
+def test_layouts_hold_the_files_bits_and_hand_them_to_each_other(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    some = ("one piece", "PP 2 uneven", "TP 2 x PP 2 interleaved", "TP 4, vision data-parallel")
+    _check(tmp_path, tokenizer, MODELS["R-4B, tied, fp32"], {name: LAYOUTS[name] for name in some})
 
 
 def test_models_with_experts(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

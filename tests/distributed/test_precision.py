@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.precision import losses, precision_config
 from tests.ranks import run_on_ranks
 
 
+@pytest.mark.slow
 def test_bf16_stays_within_two_percent_of_fp32(digits: Path) -> None:
     configs = [precision_config(digits, precision) for precision in ("fp32", "bf16")]
     for of_rank in run_on_ranks(losses, 2, configs):
