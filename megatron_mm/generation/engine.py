@@ -19,6 +19,7 @@ from megatron_mm.chat.render import Prompt
 from megatron_mm.config.errors import InputError
 from megatron_mm.generation.colocation import keep_process_groups, kept_apart
 from megatron_mm.generation.weights import Part, find_parts, load_weights, uncovered
+from megatron_mm.parallel.platform.bf16 import mend_products
 
 # Read by vLLM when it is imported or its engine is made.
 _VLLM_ENVIRONMENT = {
@@ -140,6 +141,7 @@ class Engine:
                 "gpu_memory_utilization": _LEAST_FREE,
                 "enable_sleep_mode": colocation.sleeps,
             }
+        mend_products()
         with kept_apart():
             self._llm = LLM(
                 str(directory),

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from megatron_mm.parallel.platform.bf16 import mend_products
+
 CPU = torch.device("cpu")
 
 
@@ -31,6 +33,7 @@ class CpuPlatform:
         del local_rank
         # More threads than cores, or spinning ones, slow a step by an order of magnitude; torchrun sets this as well.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        mend_products()
         _adapt_megatron()
 
     def device(self) -> torch.device:
