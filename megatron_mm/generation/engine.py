@@ -124,7 +124,8 @@ class Engine:
         from vllm import LLM, ModelRegistry
         from vllm.model_executor.models.rvl import RForConditionalGeneration
 
-        logging.getLogger("vllm").setLevel(logging.ERROR)
+        for name in ("vllm", "torch._library.triton"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         # By class: by name vLLM inspects it in a subprocess first, which takes seconds.
         ModelRegistry.register_model("RForConditionalGeneration", RForConditionalGeneration)
         colocated: dict[str, Any] = {}
