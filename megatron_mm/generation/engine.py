@@ -121,11 +121,12 @@ class Engine:
         for name, value in _VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+        # Tells, while it is imported, that there is no Triton.
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         from vllm import LLM, ModelRegistry
         from vllm.model_executor.models.rvl import RForConditionalGeneration
 
-        for name in ("vllm", "torch._library.triton"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("vllm").setLevel(logging.ERROR)
         # By class: by name vLLM inspects it in a subprocess first, which takes seconds.
         ModelRegistry.register_model("RForConditionalGeneration", RForConditionalGeneration)
         colocated: dict[str, Any] = {}

@@ -1,11 +1,12 @@
 """The weights that a vLLM worker computes with: loading them, and reading them back to be compared.
 
-On the CPU vLLM packs matrices for its kernels and drops the originals, so a matrix is read by what it makes of the unit
-vectors. One term of every sum is not zero then, so nothing is rounded.
+On the CPU vLLM packs matrices for its kernels and drops the originals, so a packed one is read by what it makes of the
+unit vectors. One term of every sum is not zero then, so nothing is rounded.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -45,12 +46,21 @@ class Part:
     def read(self) -> Tensor:
         """The part as it is computed with."""
         parameter = getattr(self.module, self.leaf)
-        if not self.multiplies:
+        if not self.multiplies or not _is_packed(self.module):
             return parameter.data[self.rows]
         module: Any = self.module
         columns = module.embedding_dim if hasattr(module, "embedding_dim") else module.input_size_per_partition
         units = torch.eye(columns, dtype=parameter.dtype, device=parameter.device)
         return module.quant_method.apply(module, units, None)[:, self.rows].T
+
+
+def _is_packed(module: Any) -> bool:
+    """Whether it may multiply by anything but its parameter: a function that keeps nothing of its own cannot.
+
+    vLLM 0.32 has such a function where oneDNN has no kernel, as for bf16 on CPUs without instructions for it.
+    """
+    multiply = module.cpu_linear
+    return not isinstance(multiply, FunctionType) or bool(multiply.__closure__ or multiply.__defaults__)
 
 
 def load_weights(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
