@@ -25,5 +25,4 @@ ruff format --check .
 codespell
 lint-imports
 pyright
-# Half of the time one test waits for processes to start: two go side by side.
-python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=25
+python -m pytest -m "not slow and not gpu" --durations=25
