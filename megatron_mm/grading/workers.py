@@ -39,7 +39,7 @@ class Tally:
     Attributes:
         num_compared: answers that a worker has looked at.
         failures: by kind.
-        num_lost_keepers: keepers that were killed from outside and started again.
+        num_lost_keepers: keepers that were gone or late, and for which others were started.
         slowest_seconds: by the clock, of one answer.
         slowest_cpu_seconds: processor time of one answer.
         peak_bytes: largest resident size of a fork.
@@ -193,8 +193,7 @@ class Graders:
             self._num_failed_starts += 1
             if self._num_failed_starts == _MAX_STARTS:
                 raise RuntimeError(f"grading processes end before they can begin:\n{keeper.last_words()}")
-        else:
-            self.tally.num_lost_keepers += 1
+        self.tally.num_lost_keepers += 1
         self._end(keeper)
         self._start()
         if keeper.task is not None and keeper.task.num_tries == _MAX_TRIES:
