@@ -25,4 +25,5 @@ ruff format --check .
 codespell
 lint-imports
 pyright
-python -m pytest -m "not slow and not gpu" --durations=25
+# Half of the time one test waits for processes to start: two go side by side.
+python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=25
