@@ -78,7 +78,7 @@ def _rollout(start: Path) -> list[Figure]:
         load_initial(config, start / "anneal", chunks)
         engine = Engine(start / "model", "bfloat16", config.rl.rollout.max_sequences, colocation=Colocation(1))
         exchange = WeightExchange(chunks, model_table(config.model), engine)
-        graders = Graders(RewardSpec(**config.rl.reward.model_dump(exclude={"num_workers"})), 2)
+        graders = Graders(RewardSpec.of_config(config.rl.reward), 2)
         questions = Questions(config, data, tokenizer)
         sampler = Sampler(engine, 1, questions, tokenizer, graders, 0)
         modes = (Mode.THINKING,) * 8 + (Mode.NON_THINKING,) * 8

@@ -415,6 +415,15 @@ class RewardConfig(Section):
     kind: str = Field(default="auto", description="of the answers that are compared")
     format_weight: float = Field(default=0.5, ge=0)
     accuracy_weight: float = Field(default=0.5, ge=0)
+    relative_tolerance: float = Field(
+        default=1e-6,
+        ge=0,
+        lt=1,
+        description="how far a value written with a point may be off, as share of the reference",
+    )
+    absolute_tolerance: float = Field(
+        default=0.0, ge=0, description="the same in the reference's unit; either is enough"
+    )
     num_workers: int = Field(default=2, gt=0, description="grading processes of an engine")
 
 

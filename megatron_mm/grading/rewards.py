@@ -4,12 +4,15 @@ import importlib.metadata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import cast
+from typing import TYPE_CHECKING, Self, cast
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.grading.answers import KINDS, Expected, equal, settled
 from megatron_mm.grading.formats import FORMATS
 from megatron_mm.grading.quantities import Tolerance
+
+if TYPE_CHECKING:  # what grades needs no pydantic
+    from megatron_mm.config.schema import RewardConfig
 
 # 1 only if format and answer are right (Vision-R1, arXiv 2503.06749v4, section 3.4).
 HFRRF = "hfrrf"
@@ -80,6 +83,18 @@ class RewardSpec:
     format_weight: float = 0.5
     accuracy_weight: float = 0.5
     tolerance: Tolerance = field(default_factory=Tolerance)
+
+    @classmethod
+    def of_config(cls, config: "RewardConfig") -> Self:
+        """As a run's config has it."""
+        return cls(
+            name=config.name,
+            format=config.format,
+            kind=config.kind,
+            format_weight=config.format_weight,
+            accuracy_weight=config.accuracy_weight,
+            tolerance=Tolerance(config.relative_tolerance, config.absolute_tolerance),
+        )
 
     def __post_init__(self) -> None:
         rewards = (HFRRF, WEIGHTED, *plugin_names())

@@ -56,6 +56,7 @@ class ReinforceJob:
         assert config.rl is not None
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
         check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
+        self._reward = RewardSpec.of_config(config.rl.reward)
         self._questions = Questions(config, data, tokenizer)
         is_validated = config.train.validate_every is not None
         self._held_out = HeldOut(config, data, config.rl.heldout_questions) if is_validated else None
@@ -95,8 +96,7 @@ class ReinforceJob:
         dist.barrier()
         colocation = Colocation(rollout.ranks, rollout.cache_bytes, self._platform.has_own_memory)
         engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
-        spec = RewardSpec(**reward.model_dump(exclude={"num_workers"}))
-        graders = Graders(spec, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
+        graders = Graders(self._reward, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
         return Practice(
             config=self._config,
             rl=self._rl,

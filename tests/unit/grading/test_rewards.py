@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import RewardConfig
+from megatron_mm.grading.quantities import Tolerance
 from megatron_mm.grading.rewards import RewardSpec, load_plugin
 from tests.graders import install_plugin
 
@@ -28,6 +30,15 @@ def test_rewards_of_right_and_wrong() -> None:
     assert [RewardSpec(name="weighted").reward(*case) for case in cases] == [0, 0.5, 0.5, 1]
     bee = RewardSpec(name="weighted", format="boxed", format_weight=0.2, accuracy_weight=0.8)
     assert [bee.reward(*case) for case in cases] == [0, 0.8, 0.2, 1]
+
+
+def test_a_run_says_how_its_responses_are_paid() -> None:
+    told = {"name": "weighted", "format": "boxed", "kind": "number", "format_weight": 0.2, "accuracy_weight": 0.8}
+    config = RewardConfig(**told, relative_tolerance=1e-2, absolute_tolerance=0.5)
+    assert RewardSpec.of_config(config) == RewardSpec(**told, tolerance=Tolerance(1e-2, 0.5))
+    assert RewardSpec.of_config(RewardConfig()) == RewardSpec(format="think")
+    spec = RewardSpec.of_config(RewardConfig(relative_tolerance=1e-2))
+    assert [spec.judge()(answer, "2.00", "") for answer in ("2.02", "2.03")] == [1, 0]
 
 
 @pytest.mark.parametrize(
