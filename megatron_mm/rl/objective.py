@@ -20,7 +20,7 @@ class Tokens:
     Attributes:
         old: float [N], log-probability under the policy that the updates of this step began with, in nats.
         sampled: float [N], under the engine that drew the token; NaN where it was not drawn but given (mode triggers).
-        reference: float [N] under the reference policy, or None without a KL term in the loss.
+        reference: float [N] under the reference policy, or None without a KL term.
         advantages: float [N], of the token's response.
         weights: float [N], what the token's term counts; those of a mini-batch add up as `token_weights` says.
         responses: int64 [N], number of the token's response in the mini-batch.
@@ -105,11 +105,27 @@ def policy_terms(
     loss, kl = -gain, torch.zeros_like(log_ratio)
     if tokens.reference is not None:
         kl = divergence(config.kl_estimator, logprobs, tokens.reference)
-        loss = loss + config.kl_coef * kl
+        if config.kl == "loss":
+            loss = loss + config.kl_coef * kl
     if config.entropy_coef:
         assert entropies is not None
         loss = loss - config.entropy_coef * entropies
     return Terms(loss * tokens.weights, log_ratio.detach(), (held < free).detach(), kl.detach(), mismatch)
+
+
+def response_divergence(config: ObjectiveConfig, tokens: Tokens, num_responses: int) -> Tensor:
+    """What the tokens add to the divergence of each response under the policy that drew them: float64 [R].
+
+    Charged to rewards as in InstructGPT (arXiv 2203.02155, eq. 2), token by token. Tokens without weight are not counted.
+
+    Args:
+        config: says by which estimator.
+        tokens: the tokens.
+        num_responses: R.
+    """
+    assert tokens.reference is not None
+    each = divergence(config.kl_estimator, tokens.old, tokens.reference).double() * (tokens.weights > 0)
+    return each.new_zeros(num_responses).index_add_(0, tokens.responses, each)
 
 
 def divergence(estimator: str, logprobs: Tensor, reference: Tensor) -> Tensor:

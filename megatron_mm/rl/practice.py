@@ -18,7 +18,7 @@ from megatron_mm.rl.exchange import StaleWeightsError, WeightExchange
 from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
 from megatron_mm.rl.heldout import HeldOut
 from megatron_mm.rl.memory import out_of_the_way
-from megatron_mm.rl.objective import divergence
+from megatron_mm.rl.objective import response_divergence
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report, write_rollouts
 from megatron_mm.rl.sampler import Sampler
@@ -167,9 +167,7 @@ class Practice:
             charged = torch.zeros(rewards.numel(), dtype=torch.float64, device=self.platform.device())
             for batch in batches:
                 tokens = batch.tokens.map(lambda tensor: tensor.to(charged.device))
-                assert tokens.reference is not None
-                kl = divergence(objective.kl_estimator, tokens.old, tokens.reference)
-                charged.index_add_(0, tokens.responses, kl.double() * (tokens.weights > 0))
+                charged += response_divergence(objective, tokens, rewards.numel())
             charged = state.sum_over_data(state.broadcast_from_last_stage(charged)).cpu()
             rewards = rewards - objective.kl_coef * charged.view_as(rewards)
         return self.algorithm.advantages(rewards).flatten().float()

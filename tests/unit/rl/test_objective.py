@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_mm.config.schema import ObjectiveConfig
-from megatron_mm.rl.objective import Tokens, policy_terms, token_weights
+from megatron_mm.rl.objective import Tokens, policy_terms, response_divergence, token_weights
 
 LENGTHS = [1, 5, 3, 8]
 MAX_RESPONSE_TOKENS = 10
@@ -93,7 +93,7 @@ def _by_us(config: ObjectiveConfig, case: dict[str, list[Tensor]], logits: list[
     tokens = Tokens(
         old=torch.cat(case["old"]),
         sampled=torch.cat(case["sampled"]),
-        reference=torch.cat(case["reference"]) if config.kl == "loss" else None,
+        reference=torch.cat(case["reference"]) if config.kl != "none" else None,
         advantages=torch.stack(case["advantages"])[responses],
         weights=weights[responses],
         responses=responses,
@@ -110,7 +110,7 @@ def _by_us(config: ObjectiveConfig, case: dict[str, list[Tensor]], logits: list[
 SWITCHES: dict[str, list[Any]] = {
     "ratio": ["token", "sequence"],
     "average": ["sequence", "token", "constant"],
-    "kl": ["none", "loss"],
+    "kl": ["none", "loss", "reward"],
     "kl_estimator": ["k1", "k3"],
     "mismatch": ["none", "truncate", "mask"],
     "entropy_coef": [0.0, 0.3],
@@ -172,3 +172,20 @@ def test_weights_of_tokens_add_up() -> None:
     ):
         weights = token_weights(config, lengths, MAX_RESPONSE_TOKENS)
         assert float((weights * lengths).sum()) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_rewards_are_charged_for_all_trained_tokens_of_a_response(estimator: str) -> None:
+    case = _case()
+    responses = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
+    weights = torch.ones(len(responses), dtype=torch.float64)
+    weights[1] = 0  # a token that forces a mode, and is not trained
+    old, reference = torch.cat(case["old"]), torch.cat(case["reference"])
+    tokens = Tokens(old, torch.cat(case["sampled"]), reference, torch.zeros_like(old), weights, responses)
+    config = ObjectiveConfig(kl="reward", kl_estimator=estimator)  # pyright: ignore[reportArgumentType]
+    expected = [0.0] * (len(LENGTHS) + 1)
+    for response, now, then, weight in zip(responses.tolist(), old, reference, weights, strict=True):
+        quotient = math.exp(then - now)
+        expected[response] += (quotient - math.log(quotient) - 1 if estimator == "k3" else -math.log(quotient)) * weight
+    found = response_divergence(config, tokens, len(expected))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
