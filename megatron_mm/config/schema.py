@@ -339,11 +339,12 @@ class CheckpointConfig(Section):
 class GuardConfig(Section):
     """What a run does about steps that went wrong, and about ranks that went silent."""
 
-    spike_sigma: float = Field(
-        default=6.0,
+    spike_sigma: float | None = Field(
+        default=None,
         ge=0,
         description="a loss or gradient norm so many standard deviations above the mean of the last spike_window steps "
-        "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped",
+        "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped. Left out: 6, and "
+        "0 in reinforcement learning, where both hang on which responses were right",
     )
     spike_window: int = Field(default=128, gt=1, description="steps remembered; spikes are told from half of it on")
     max_skips: int = Field(

@@ -52,6 +52,9 @@ def reinforce(config: RunConfig) -> Outcome:
 class ReinforceJob:
     """See train/loop.py Job."""
 
+    # The loss is the divergence alone where advantages add up to 0, and grows; norms are large where responses differ.
+    spike_sigma = 0.0
+
     def __init__(self, config: RunConfig, platform: Platform, data: PreparedData, tokenizer: ChatTokenizer):
         assert config.rl is not None
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer

@@ -6,6 +6,9 @@ from typing import Any
 
 from megatron_mm.config.schema import GuardConfig
 
+# OLMo-core's SkipStepOptimizer.
+SPIKE_SIGMA = 6.0
+
 
 class Guard:
     """Judges each step by its loss and gradient norm, and remembers the last ones.
@@ -14,13 +17,18 @@ class Guard:
     steps. Losses that spike are not remembered: where they stay high, the run has to roll back. A gradient norm may
     rise for good while the loss falls.
 
+    Args:
+        config: says what is skipped.
+        spike_sigma: of the kind of run, where the config leaves it out.
+
     Attributes:
         num_skipped: updates skipped so far.
         num_rollbacks: roll-backs so far.
     """
 
-    def __init__(self, config: GuardConfig):
+    def __init__(self, config: GuardConfig, spike_sigma: float = SPIKE_SIGMA):
         self._config = config
+        self._sigma = spike_sigma if config.spike_sigma is None else config.spike_sigma
         self._remembered: dict[str, deque[float]] = {
             name: deque(maxlen=config.spike_window) for name in ("loss", "gradient norm")
         }
@@ -49,11 +57,11 @@ class Guard:
 
     def _spike(self, name: str, value: float) -> str | None:
         past = self._remembered[name]
-        if not self._config.spike_sigma or len(past) < self._config.spike_window // 2:
+        if not self._sigma or len(past) < self._config.spike_window // 2:
             return None
         mean = math.fsum(past) / len(past)
         deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in past) / len(past))
-        if value <= mean + self._config.spike_sigma * deviation:
+        if value <= mean + self._sigma * deviation:
             return None
         return f"the {name} {value:.4g} is a spike (mean {mean:.4g}, standard deviation {deviation:.2g})"
 

@@ -11,7 +11,7 @@ from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
 from megatron_mm.train.assemble import Trainee
-from megatron_mm.train.guard import Guard
+from megatron_mm.train.guard import SPIKE_SIGMA, Guard
 from megatron_mm.train.meter import Meter, Mishaps, module_grad_norms, module_rates
 from megatron_mm.train.run import Place
 from megatron_mm.train.step import CrossEntropy, StepResult, train_step
@@ -23,6 +23,7 @@ class LearningJob:
     """A run that learns from prepared samples (loop.py Job)."""
 
     wants_initial_weights = False
+    spike_sigma = SPIKE_SIGMA
 
     def __init__(self, config: RunConfig, platform: Platform, data: PreparedData, tokenizer: ChatTokenizer):
         self._config, self._platform = config, platform

@@ -37,6 +37,11 @@ class Job(Protocol):
         ...
 
     @property
+    def spike_sigma(self) -> float:
+        """What guard.spike_sigma is where it is left out."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Of the whole sequence of data that its steps use."""
         ...
@@ -108,7 +113,7 @@ def _begin(
     job.look_at_initial_weights(chunks)
     saver = Saver(config.run_dir, config.checkpoint)
     trainee = build_trainee(config, chunks, groups)
-    guard, place = Guard(config.guard), Place(0, 0)
+    guard, place = Guard(config.guard, job.spike_sigma), Place(0, 0)
     if checkpoint is not None:
         progress = store.resume(checkpoint, chunks, trainee.optimizer)
         place = Place(progress["step"], progress["data_step"])

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from megatron_mm.config.schema import GuardConfig
+from megatron_mm.rl.job import ReinforceJob
 from megatron_mm.train.guard import Guard
 
 
@@ -31,6 +32,13 @@ def test_spikes_are_told_by_mean_and_deviation() -> None:
     assert "gradient norm 1.31 is a spike" in str(_settled().judge(2.0, 1.31))
     assert _settled().judge(0.1, 0.01) is None  # falling is no spike
     assert _settled(spike_sigma=0).judge(100.0, 100.0) is None
+
+
+def test_kinds_of_runs_differ_in_what_a_spike_is_and_the_config_has_the_last_word() -> None:
+    for asked, skipped in ((None, False), (6.0, True)):
+        guard = Guard(GuardConfig(spike_window=2, spike_sigma=asked), ReinforceJob.spike_sigma)
+        assert [guard.judge(loss, loss) is None for loss in (0.1, 0.1, 5.0)] == [True, True, not skipped]
+        assert guard.judge(math.nan, 1.0) is not None
 
 
 def test_spikes_are_told_once_half_a_window_is_known() -> None:
