@@ -343,7 +343,7 @@ class GuardConfig(Section):
         default=None,
         ge=0,
         description="a loss or gradient norm so many standard deviations above the mean of the last spike_window steps "
-        "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped. Left out: 6, and "
+        "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped. Left out: 6, or "
         "0 in reinforcement learning, where both hang on which responses were right",
     )
     spike_window: int = Field(default=128, gt=1, description="steps remembered; spikes are told from half of it on")
@@ -537,6 +537,8 @@ class RunConfig(Section):
                 faults.append(f"optim.modules.{module}.min_lr={rate.min_lr} is above its lr={rate.lr}")
         if self.rl is not None and self.rl.steps != self.train.steps:
             faults.append(f"the stages of rl.stages have {self.rl.steps} steps, train.steps={self.train.steps}")
+        if self.rl is not None and self.rl.algorithm == "grpo" and min(one.group_size for one in self.rl.stages) == 1:
+            faults.append("a stage of rl.stages has group_size=1: a response has nothing to be compared with; raise it")
         if self.rl is not None and self.rl.rollout.offload and self.precision != "bf16":
             faults.append(
                 f"rl.rollout.offload=true needs precision=bf16, not {self.precision}, where the optimizer works on the "

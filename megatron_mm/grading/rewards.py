@@ -39,11 +39,13 @@ class Submission:
 
     Attributes:
         question: options of a multiple choice are looked for in it.
+        finished: false where a limit cut the response off; such a response keeps no format.
     """
 
     response: str
     reference: str
     question: str = ""
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,10 @@ class RewardSpec:
         """Whether the reward comes from a plug-in."""
         return self.name not in (HFRRF, WEIGHTED)
 
-    def answer_of(self, response: str) -> tuple[bool, str | None]:
+    def answer_of(self, submission: Submission) -> tuple[bool, str | None]:
         """Whether the format is right, and the answer to be paid for, if there is one."""
-        answer = FORMATS[self.format].strict(response)
+        response = submission.response
+        answer = FORMATS[self.format].strict(response) if submission.finished else None
         if answer is not None or self.name == HFRRF:
             return answer is not None, answer
         return False, FORMATS[self.format].loose(response)

@@ -129,7 +129,7 @@ class Graders:
             text, allowed = submission.response, self._limits.response_chars
             format_right = False
         else:
-            format_right, text = self._spec.answer_of(submission.response)
+            format_right, text = self._spec.answer_of(submission)
             allowed = self._limits.answer_chars
         too_long = text is not None and len(text) > allowed
         return _Extracted(format_right, text, Failure.TOO_LONG if too_long else None)

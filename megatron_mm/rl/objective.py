@@ -116,7 +116,7 @@ def policy_terms(
 def response_divergence(config: ObjectiveConfig, tokens: Tokens, num_responses: int) -> Tensor:
     """What the tokens add to the divergence of each response under the policy that drew them: float64 [R].
 
-    Charged to rewards as in InstructGPT (arXiv 2203.02155, eq. 2), token by token. Tokens without weight are not counted.
+    It is charged to rewards as in InstructGPT (arXiv 2203.02155, eq. 2). Tokens without weight are not counted.
 
     Args:
         config: says by which estimator.

@@ -75,7 +75,7 @@ class Practice:
             scored = [self._scored(one) for one in batches]
         advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
         with self._part(place.step, "update"):
-            result = self._update(parts, scored, advantages, stage)
+            result = self._update(parts, scored, advantages, place.step)
         write_rollouts(self.config.run_dir, place.step + 1, parts, advantages)
         self._hand_over(place.step + 1)
         self.report.take_in(parts, advantages)
@@ -104,6 +104,7 @@ class Practice:
         groups: list[list[Rollout]] = []
         with self._drawing(place.step, "rollout"):
             for draw in range(self.rl.max_draws):
+                self.watchdog.at(place.step, f"draw {draw + 1}")
                 data_step = place.data_step + draw
                 groups = self.sampler.draw(self.questions.rows(data_step), modes, sampling, data_step)
                 flat = is_flat(_rewards(groups)).tolist()
@@ -164,10 +165,8 @@ class Practice:
         rewards = _rewards(groups)
         objective = self.rl.objective
         if objective.kl == "reward":
-            charged = torch.zeros(rewards.numel(), dtype=torch.float64, device=self.platform.device())
-            for batch in batches:
-                tokens = batch.tokens.map(lambda tensor: tensor.to(charged.device))
-                charged += response_divergence(objective, tokens, rewards.numel())
+            parts = [response_divergence(objective, batch.tokens, rewards.numel()) for batch in batches]
+            charged = torch.stack(parts).sum(0).to(self.platform.device())
             charged = state.sum_over_data(state.broadcast_from_last_stage(charged)).cpu()
             rewards = rewards - objective.kl_coef * charged.view_as(rewards)
         return self.algorithm.advantages(rewards).flatten().float()
@@ -177,11 +176,12 @@ class Practice:
         parts: Sequence[Sequence[Sequence[Rollout]]],
         scored: Sequence[Sequence[RolloutBatch]],
         advantages: Sequence[Tensor],
-        stage: StageConfig,
+        step: int,
     ) -> StepResult:
         results = []
-        objective = self.rl.objective
+        objective, stage = self.rl.objective, self.rl.stage(step)
         for number, (part, batches, credit) in enumerate(zip(parts, scored, advantages, strict=True)):
+            self.watchdog.at(step, f"update {number + 1}")
             credited = with_values(batches, advantages=[credit[batch.tokens.responses] for batch in batches])
             num_tokens = sum(one.num_trained(objective) for group in part for one in group)
             result = train_step(
@@ -196,8 +196,13 @@ class Practice:
             self.report.note_update(result)
             results.append(result)
         skipped = next((result.skipped for result in results if result.skipped is not None), None)
-        mean = sum(result.loss for result in results) / len(results)
-        return replace(results[-1], loss=mean, skipped=skipped)
+        return replace(
+            results[-1],
+            loss=sum(result.loss for result in results) / len(results),
+            grad_norm=sum(result.grad_norm for result in results) / len(results),
+            trained_tokens=sum(result.trained_tokens for result in results),
+            skipped=skipped,
+        )
 
     def _hand_over(self, step: int) -> None:
         compare_all = self.num_exchanges % self.rl.rollout.compare_all_every == 0

@@ -35,7 +35,7 @@ class Report:
         self._num_steps, self._began = 0, time.monotonic()
 
     def note(self, **values: float) -> None:
-        """Figures whose mean over the steps is wanted."""
+        """Figures whose mean over the steps is wanted; of those called /max the largest."""
         for name, value in values.items():
             self._values[name].append(value)
 
@@ -88,13 +88,16 @@ class Report:
 
     def metrics(self) -> dict[str, float]:
         """The figures; collecting starts anew."""
-        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        found = {
+            name: max(values) if name.endswith("/max") else sum(values) / len(values)
+            for name, values in self._values.items()
+        }
         steps = max(self._num_steps, 1)
         elapsed = time.monotonic() - self._began
         seconds = {f"time/{part}": taken / steps for part, taken in self._seconds.items()}
         seconds |= {"time/step": elapsed / steps, "time/other": (elapsed - sum(self._seconds.values())) / steps}
         self.restart()
-        return {**means, **{name: float(f"{value:.6g}") for name, value in seconds.items()}}
+        return {**found, **{name: float(f"{value:.6g}") for name, value in seconds.items()}}
 
 
 def write_rollouts(

@@ -129,6 +129,8 @@ class Sampler:
         if self._graders is None:
             return groups
         rollouts = [one for group in groups for one in group]
-        submissions = [Submission(one.text, one.wording.reference, one.wording.question) for one in rollouts]
+        submissions = [
+            Submission(one.text, one.wording.reference, one.wording.question, one.finished) for one in rollouts
+        ]
         grades = iter(self._graders.grade(submissions))
         return [[replace(rollout, grade=next(grades)) for rollout in group] for group in groups]

@@ -7,21 +7,25 @@ import pytest
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RewardConfig
 from megatron_mm.grading.quantities import Tolerance
-from megatron_mm.grading.rewards import RewardSpec, load_plugin
+from megatron_mm.grading.rewards import RewardSpec, Submission, load_plugin
 from tests.graders import install_plugin
 
 
 @pytest.mark.parametrize(
-    ("response", "format_right", "answer"),
+    ("response", "finished", "format_right", "answer"),
     [
-        ("<think>a</think><answer>7</answer>", True, "7"),
-        ("<answer>7</answer>", False, "7"),
-        ("7", False, None),
+        ("<think>a</think><answer>7</answer>", True, True, "7"),
+        ("<think>a</think><answer>7</answer>", False, False, "7"),
+        ("<answer>7</answer>", True, False, "7"),
+        ("7", True, False, None),
     ],
 )
-def test_hfrrf_pays_no_answer_without_its_format(response: str, format_right: bool, answer: str | None) -> None:
-    assert RewardSpec(name="weighted").answer_of(response) == (format_right, answer)
-    assert RewardSpec(name="hfrrf").answer_of(response) == (format_right, answer if format_right else None)
+def test_hfrrf_pays_no_answer_without_its_format(
+    response: str, finished: bool, format_right: bool, answer: str | None
+) -> None:
+    submission = Submission(response, "7", finished=finished)
+    assert RewardSpec(name="weighted").answer_of(submission) == (format_right, answer)
+    assert RewardSpec(name="hfrrf").answer_of(submission) == (format_right, answer if format_right else None)
 
 
 def test_rewards_of_right_and_wrong() -> None:

@@ -87,3 +87,12 @@ def test_questions_that_tell_nothing_are_passed_over_and_others_drawn() -> None:
 def test_there_is_an_end_to_drawing() -> None:
     assert _drawn(2, {31})[:2] == ([31], 2)
     assert _drawn(2, set())[:2] == ([30, 31, 32], 2)
+
+
+def test_figures_are_means_over_the_steps_but_for_the_largest() -> None:
+    report = Report()
+    for mean, largest in ((0.1, 0.2), (0.3, 0.9), (0.2, 0.4)):
+        report.note(**{"logprob_difference/mean": mean, "logprob_difference/max": largest})
+    metrics = report.metrics()
+    assert metrics["logprob_difference/mean"] == pytest.approx(0.2)
+    assert metrics["logprob_difference/max"] == 0.9
