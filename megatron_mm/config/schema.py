@@ -404,7 +404,12 @@ class StageConfig(Section):
     max_response_tokens: int = Field(gt=0, description="longest response; longer ones are cut off")
     group_size: int = Field(gt=0, description="responses to a prompt; with bpo, in each mode")
     temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="below 1 responses are drawn from less than the policy, which objective.mismatch can weigh",
+    )
     lr: float | None = Field(default=None, gt=0, description="learning rate; left out, the schedule's of optim")
 
 

@@ -19,6 +19,8 @@ def kept_apart() -> Iterator[None]:
       later, such as the writer of a checkpoint, must set its threads.
     - Ranks of an engine on the CPU share memory under a name that says nothing of the run: a second run on the machine,
       or one after a run that was killed, would find the name taken. And nobody removes it when the engine ends.
+
+    vLLM asks for torchrun's variables; a job of one rank need not have them.
     """
     from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
@@ -32,9 +34,13 @@ def kept_apart() -> Iterator[None]:
         return name
 
     _CPUSHMDistributed.make_group_name = staticmethod(name_of_this_run)
+    of_one_rank = {"RANK", "LOCAL_RANK"} - set(os.environ)
+    os.environ.update(dict.fromkeys(of_one_rank, "0"))
     try:
         yield
     finally:
+        for name in of_one_rank:
+            del os.environ[name]
         torch.set_num_threads = set_num_threads
         _CPUSHMDistributed.make_group_name = staticmethod(make_name)
         # All ranks have opened it by now; without a name it goes with the last of them.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +31,8 @@ _VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # With log-probabilities asked for, vLLM compiles one small function: 15 s at the first answer, and a C++ compiler.
     "TORCH_COMPILE_DISABLE": "1",
+    # Responses are drawn with seeds, which it does not take, and it need not be installed.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -47,7 +50,8 @@ class Completion:
 
     Attributes:
         ids: the tokens sampled, the end of turn included where it was reached.
-        logprobs: log-probability of each under the model, in nats, before temperature and bans.
+        logprobs: log-probability of each, in nats: under the model, or with `colocation` under the distribution that it
+            was drawn from, after temperature, bans and top-p.
         text: of the ids, control tokens included, end of turn not.
         finished: false where the limit of tokens cut it off.
     """
@@ -84,11 +88,13 @@ class Colocation:
     Attributes:
         ranks: each so many ranks of the job, in order, are one tensor-parallel engine; they are asked the same at the
             same time.
+        max_tokens: of a prompt and its response; left out, the model's.
         cache_bytes: for keys and values, on each rank.
         sleeps: whether it can give its memory back in between; only GPUs can.
     """
 
     ranks: int
+    max_tokens: int | None = None
     cache_bytes: int = 2**30
     sleeps: bool = False
 
@@ -137,7 +143,10 @@ class Engine:
                 "load_format": "dummy",
                 # With a seed of its own, a prompt that is read in several pieces has its generator set back; vLLM
                 # 0.32's CPU worker ends with "CPU Generator does not use offset" there.
-                "enable_chunked_prefill": False,
+                "enable_chunked_prefill": colocation.sleeps,
+                "max_model_len": colocation.max_tokens,
+                # What the policy is: temperature and bans are part of it.
+                "logprobs_mode": "processed_logprobs",
                 # Not a share of what the trainer has left.
                 "kv_cache_memory_bytes": colocation.cache_bytes,
                 "gpu_memory_utilization": _LEAST_FREE,
@@ -160,6 +169,8 @@ class Engine:
         # What was given back, by vLLM's tags.
         self._asleep = set[str]()
         self._has_weights = colocation is None
+        if colocation is not None:
+            self.rest(keeps_weights=False)
         self._image = self._llm.llm_engine.model_config.hf_config.image_token_index
 
     def generate(
@@ -234,6 +245,8 @@ class Engine:
     def _wake(self, *tags: str) -> None:
         asleep = [tag for tag in tags if tag in self._asleep]
         if asleep:
+            # vLLM takes memory from the GPU, and knows nothing of what torch keeps for the trainer's next tensors.
+            torch.cuda.empty_cache()
             self._llm.wake_up(asleep)
             self._asleep -= set(asleep)
 

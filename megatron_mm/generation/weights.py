@@ -82,7 +82,7 @@ def find_parts(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
     output: Any = model.language_model.lm_head
     if not any(part.module is output for part in parts):
         (table,) = (part for part in parts if part.name.endswith("embed_tokens.weight"))
-        parts.append(replace(table, module=output, multiplies=True))
+        parts.append(replace(table, module=output, multiplies=hasattr(output, "cpu_linear")))
     return parts
 
 

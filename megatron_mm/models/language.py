@@ -23,9 +23,13 @@ class LanguageModel(GPTModel):
 
     Attributes:
         makes_entropies: besides each loss the entropy of its distribution, which costs another set of logits.
+        temperature: of the distributions that losses and entropies are of.
+        never_drawn: a token that these distributions leave out.
     """
 
     makes_entropies = False
+    temperature = 1.0
+    never_drawn: int | None = None
 
     def __init__(self, config: TransformerConfig, language: LanguageConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
@@ -76,16 +80,21 @@ class LanguageModel(GPTModel):
         if loss_mask is not None and labels is not None:
             hidden_states, labels = hidden_states[loss_mask], labels[loss_mask]  # [N, H], [N]
         logits, _ = self.output_layer(hidden_states, weight=weight)
-        first_padding = self.num_tokens - self.pg_collection.tp.rank() * logits.shape[-1]
-        if first_padding < logits.shape[-1]:
-            logits[..., max(first_padding, 0) :] = -torch.inf
+        first = self.pg_collection.tp.rank() * logits.shape[-1]
+        if self.num_tokens - first < logits.shape[-1]:
+            logits[..., max(self.num_tokens - first, 0) :] = -torch.inf
         if labels is None:
             return logits
+        if self.never_drawn is not None and 0 <= self.never_drawn - first < logits.shape[-1]:
+            logits[..., self.never_drawn - first] = -torch.inf
         if not self.makes_entropies:
-            return vocab_parallel_cross_entropy(logits.float(), labels)
+            return vocab_parallel_cross_entropy(self._tempered(logits), labels)
         # First, since the loss works in place.
-        entropies = vocab_parallel_entropy(logits.float(), self.pg_collection.tp)
-        return torch.stack([vocab_parallel_cross_entropy(logits.float(), labels), entropies], -1)
+        entropies = vocab_parallel_entropy(self._tempered(logits), self.pg_collection.tp)
+        return torch.stack([vocab_parallel_cross_entropy(self._tempered(logits), labels), entropies], -1)
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        return logits.float() if self.temperature == 1 else logits.float() / self.temperature
 
 
 def first_expert(layer: Any) -> int:

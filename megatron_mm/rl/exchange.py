@@ -79,7 +79,9 @@ class WeightExchange:
                 began = time.monotonic()
                 wanted = [tensor[part.index].to(part.dtype) for part in self._parts[name]]
                 num_bytes += sum(one.nbytes for one in wanted)
-                sent[name] = [one.clone() for one in wanted] if compare_all else [bit_sum(one) for one in wanted]
+                sent[name] = (
+                    [one.to("cpu", copy=True) for one in wanted] if compare_all else [bit_sum(one) for one in wanted]
+                )
                 noting += time.monotonic() - began
                 yield name, tensor
 
@@ -111,7 +113,7 @@ class WeightExchange:
             for part, wanted in zip(parts, sent[name], strict=True):
                 held = part.read()
                 if compare_all:
-                    fault = _difference(wanted, held)
+                    fault = _difference(wanted, held.cpu())
                 else:
                     fault = "" if torch.equal(bit_sum(held), wanted) else "other bits"
                 if fault:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
-from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
+from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ReinforceConfig, RunConfig
 from megatron_mm.data.shards import PreparedData
@@ -21,7 +21,7 @@ from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
 from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.rl.heldout import HeldOut
-from megatron_mm.rl.memory import budget
+from megatron_mm.rl.memory import budget, least_cache_bytes, out_of_the_way
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report
@@ -59,6 +59,7 @@ class ReinforceJob:
         assert config.rl is not None
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
         check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
+        check_engine(config, config.rl)
         self._reward = RewardSpec.of_config(config.rl.reward)
         self._questions = Questions(config, data, tokenizer)
         is_validated = config.train.validate_every is not None
@@ -91,14 +92,18 @@ class ReinforceJob:
     def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog, warn: Callable[[str], None]) -> Practice:
         """See Job."""
         rollout, reward = self._rl.rollout, self._rl.reward
-        trainee.chunks[-1].language.makes_entropies = self._rl.objective.entropy_coef > 0
+        language = trainee.chunks[-1].language
+        language.makes_entropies = self._rl.objective.entropy_coef > 0
+        language.never_drawn = self._tokenizer.control(IMAGE)
         directory = self._config.run_dir / ENGINE
         dtype = DTYPES[self._config.precision]
         if state.writes() and not directory.exists():
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
-        colocation = Colocation(rollout.ranks, rollout.cache_bytes, self._platform.has_own_memory)
-        engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
+        most, sleeps = self._config.data.max_sequence_tokens, self._platform.has_own_memory
+        colocation = Colocation(rollout.ranks, most, rollout.cache_bytes, sleeps)
+        with out_of_the_way(trainee, self._platform, offload=rollout.offload):
+            engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
         graders = Graders(self._reward, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
         return Practice(
             config=self._config,
@@ -134,4 +139,17 @@ def check_ranks(config: RunConfig, rl: ReinforceConfig, num_ranks: int, num_data
         raise InputError(
             f"an update has {fewest} responses (train.global_batch={config.train.global_batch} prompts, "
             f"rl.updates={rl.updates}), fewer than the {num_data_ranks} data-parallel ranks"
+        )
+
+
+def check_engine(config: RunConfig, rl: ReinforceConfig) -> None:
+    """Raise `InputError` if vLLM would not start, or not take the model."""
+    if config.model.language.experts is not None:
+        raise InputError("the model has experts, whose weights cannot be handed to vLLM yet; take a model without")
+    least = least_cache_bytes(config)
+    if rl.rollout.cache_bytes < least:
+        raise InputError(
+            f"rl.rollout.cache_gib={rl.rollout.cache_gib} holds no sequence of "
+            f"data.max_sequence_tokens={config.data.max_sequence_tokens}, which takes {least / 2**30:.3g}; raise it, "
+            "lower data.max_sequence_tokens, or raise rl.rollout.ranks"
         )

@@ -13,6 +13,8 @@ from megatron_mm.planning.parameters import model_parameters
 from megatron_mm.train.assemble import Trainee
 
 _GIB = 2**30
+# vLLM's cache is cut into blocks of so many tokens on CPUs, and smaller ones on GPUs.
+_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,25 @@ def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
     )
 
 
+def least_cache_bytes(config: RunConfig) -> int:
+    """Keys and values of one sequence of data.max_sequence_tokens, on a rank of an engine: vLLM starts with no less."""
+    assert config.rl is not None
+    language = config.model.language
+    heads = max(1, language.num_kv_heads // config.rl.rollout.ranks)
+    tokens = -(-config.data.max_sequence_tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+    return 2 * language.num_layers * heads * language.head_dim * weight_bytes(config) * tokens
+
+
 @contextmanager
-def out_of_the_way(trainee: Trainee, platform: Platform) -> Iterator[None]:
-    """Within, gradients take no memory and the optimizer's state lies in the host's; neither may be used."""
+def out_of_the_way(trainee: Trainee, platform: Platform, *, offload: bool) -> Iterator[None]:
+    """Within, gradients take no memory and the optimizer's state lies in the host's; neither may be used.
+
+    Args:
+        offload: without it nothing happens.
+    """
+    if not offload:
+        yield
+        return
     platform.synchronize()
     for chunk in trainee.ddp:
         chunk.offload_grad_buffers(synchronize=False, empty_cache=False)

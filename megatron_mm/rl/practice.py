@@ -1,7 +1,8 @@
 """What a step of reinforcement learning does: draw, grade, credit, update, hand the weights over."""
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,13 +67,15 @@ class Practice:
         """See Work."""
         del is_logged
         stage = self.rl.stage(place.step)
+        # The policy is what responses are drawn from.
+        self.trainee.chunks[-1].language.temperature = stage.temperature
         groups, used = self._draw(place, stage)
         # Fewer updates where fewer questions are left than there are to be.
         parts = [groups[number :: self.rl.updates] for number in range(min(self.rl.updates, len(groups)))]
         with self._part(place.step, "batches"):
             batches = [self._batches([one for group in part for one in group], stage) for part in parts]
         with self._part(place.step, "score"):
-            scored = [self._scored(one) for one in batches]
+            scored = [self._scored(one, stage) for one in batches]
         advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
         with self._part(place.step, "update"):
             result = self._update(parts, scored, advantages, place.step)
@@ -131,17 +134,17 @@ class Practice:
             self.trainee.chunks[0].groups.cp,
         )
 
-    def _scored(self, batches: Sequence[RolloutBatch]) -> list[RolloutBatch]:
+    def _scored(self, batches: Sequence[RolloutBatch], stage: StageConfig) -> list[RolloutBatch]:
         """The same micro-batches with what policy and reference think of their tokens."""
         device = self.platform.device()
         scored = with_values(batches, old=score(self.trainee, batches, device))
-        self._compare_with_engine(scored)
+        self._compare_with_engine(scored, stage)
         if self.reference is not None:
             with self.reference.in_place():
                 scored = with_values(scored, reference=score(self.trainee, batches, device))
         return scored
 
-    def _compare_with_engine(self, batches: Sequence[RolloutBatch]) -> None:
+    def _compare_with_engine(self, batches: Sequence[RolloutBatch], stage: StageConfig) -> None:
         """See that the engine drew the tokens with the probabilities that the trainer has."""
         tokens = [batch.tokens for batch in batches]
         differences = torch.cat([(one.old - one.sampled).abs()[one.sampled.isfinite()] for one in tokens]).double()
@@ -152,7 +155,8 @@ class Practice:
         worst = state.largest_over_data(state.broadcast_from_last_stage(largest.to(device)))
         mean = total / number
         self.report.note(**{"logprob_difference/mean": mean, "logprob_difference/max": float(worst)})
-        if not mean <= self.rl.rollout.max_logprob_difference:
+        # Tokens beyond top_p were not to be had, which makes the others so much more probable.
+        if not mean <= self.rl.rollout.max_logprob_difference - math.log(stage.top_p):
             raise StaleWeightsError(
                 f"log-probabilities of the engine's own tokens differ from the trainer's by {mean:.3g} on average (at "
                 f"most {float(worst):.3g}), more than rl.rollout.max_logprob_difference="
@@ -207,16 +211,19 @@ class Practice:
     def _hand_over(self, step: int) -> None:
         compare_all = self.num_exchanges % self.rl.rollout.compare_all_every == 0
         self.num_exchanges += 1
-        with self._part(step, "exchange"):
+        with self._part(step, "exchange"), self._aside():
             self.report.note_exchange(self.exchange(compare_all=compare_all))
 
     @contextmanager
     def _drawing(self, step: int, name: str, *, keeps_weights: bool = False) -> Iterator[None]:
         """Within, the engine has the memory; afterwards the trainer."""
-        aside = out_of_the_way(self.trainee, self.platform) if self.rl.rollout.offload else nullcontext()
-        with self._part(step, name), aside:
+        with self._part(step, name), self._aside():
             yield
             self.sampler.rest(keeps_weights=keeps_weights)
+
+    def _aside(self) -> AbstractContextManager[None]:
+        """Within, the trainer makes room where it is to."""
+        return out_of_the_way(self.trainee, self.platform, offload=self.rl.rollout.offload)
 
     @contextmanager
     def _part(self, step: int, name: str) -> Iterator[None]:

@@ -31,7 +31,8 @@ SLOW_CASES = [("PP 2", 2), ("DP 1", 1), ("TP 2", 2), ("PP 2", 1), ("TP 2 x DP 2"
 
 
 def _config(digits: Path, run_dir: Path, ranks: int, **overrides: Any) -> RunConfig:
-    stages = f"[{{steps: {STEPS}, max_response_tokens: 8, group_size: 3}}]"
+    stage = f"steps: {STEPS // 2}, max_response_tokens: 8, group_size: 3"
+    stages = f"[{{{stage}}}, {{{stage}, temperature: 1.5}}]"
     values = {
         "data__blend": "{digits/easy/non_thinking: 1, digits/caption/non_thinking: 1}",
         "train__steps": STEPS,

@@ -198,7 +198,7 @@ def _with_room_made(
                     train_step(trainee, batches, platform.device(), PolicyLoss(OBJECTIVES["GRPO"], tokens))
                     if makes_room:
                         (ddp,) = cast(list[Any], trainee.ddp)
-                        with out_of_the_way(trainee, platform):
+                        with out_of_the_way(trainee, platform, offload=True):
                             assert [one.grad_data.untyped_storage().size() for one in ddp.buffers] == [0]
                 found.append([parameter.detach().clone() for parameter in trainee.chunks[0].parameters()])
     return found

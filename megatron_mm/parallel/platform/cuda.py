@@ -19,6 +19,11 @@ class CudaPlatform:
     def prepare(self, local_rank: int) -> None:
         if importlib.util.find_spec("transformer_engine") is None:
             raise InputError("platform=cuda needs Transformer Engine; install the package's [gpu] extra")
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"this rank is number {local_rank} of its machine, but torch sees {torch.cuda.device_count()} GPUs; "
+                "start one rank for each (--nproc)"
+            )
         torch.cuda.set_device(local_rank)
 
     def device(self) -> torch.device:

@@ -2,10 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+
+from megatron_mm.config.errors import InputError
 from megatron_mm.config.load import load_config
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.planning.memory import Memory
-from megatron_mm.rl.memory import Budget, budget
+from megatron_mm.rl.job import check_engine
+from megatron_mm.rl.memory import Budget, budget, least_cache_bytes
 
 GIB = 2.0**30
 ALL = Budget(
@@ -47,3 +51,24 @@ def test_the_budget_of_a_run() -> None:
     assert not found.sleeps
     # 2 bytes a weight, 4 a gradient.
     assert found.trainer.gradients == 2 * found.trainer.weights
+
+
+def test_a_cache_that_holds_no_sequence_is_refused() -> None:
+    # Qwen3-4B: 36 layers of 8 heads of 128, 16,384 tokens.
+    assert least_cache_bytes(load_config("r4b/bpo")) == 2.25 * GIB
+    assert least_cache_bytes(load_config("r4b/bpo", overrides=["rl.rollout.ranks=2"])) == 1.125 * GIB
+    for gib, refused in ((2.2, True), (2.25, False)):
+        config = load_config("r4b/bpo", overrides=[f"rl.rollout.cache_gib={gib}"])
+        assert config.rl is not None
+        if not refused:
+            check_engine(config, config.rl)
+            continue
+        with pytest.raises(InputError, match=r"cache_gib=2\.2 .*max_sequence_tokens=16384, which takes 2\.25"):
+            check_engine(config, config.rl)
+
+
+def test_a_model_that_vllm_cannot_be_handed_is_refused() -> None:
+    config = load_config("r4b/bpo", overrides=["model.language={preset: qwen3-30b-a3b}"])
+    assert config.rl is not None
+    with pytest.raises(InputError, match="experts"):
+        check_engine(config, config.rl)
