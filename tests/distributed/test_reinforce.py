@@ -12,7 +12,7 @@ from megatron_mm.grading.rewards import Grade
 from megatron_mm.rl.job import reinforce
 from megatron_mm.rl.sampler import Sampler
 from tests.layouts import PP2, TP2, Overrides
-from tests.ranks import run_on_ranks
+from tests.ranks import run_alone, run_on_ranks
 from tests.runs import metrics
 from tests.tiny import digits_config
 
@@ -65,7 +65,11 @@ def _with_reward(rollout: Any) -> Any:
 
 def _assert_both_sides_agree(digits: Path, run_dir: Path, name: str, ranks: int) -> None:
     num_ranks, overrides = LAYOUTS[name]
-    run_on_ranks(_reinforced, num_ranks, _config(digits, run_dir, ranks, **overrides))
+    config = _config(digits, run_dir, ranks, **overrides)
+    if num_ranks == 1:
+        run_alone(_reinforced, config)  # without torchrun's variables
+    else:
+        run_on_ranks(_reinforced, num_ranks, config)
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert max(line["logprob_difference/max"] for line in lines) < TOLERANCE
