@@ -238,6 +238,20 @@ class MicroBatches(Dataset[Batch]):
         return SampleReader(self._data, self.plan.sizes, self._config, self._tokenizer, decode)
 
 
+def tell_left_out(reason: str) -> None:
+    """Say that a sample is left out."""
+    print(f"megatron-mm: left out: {reason}", file=sys.stderr, flush=True)
+
+
+def check_broken(num_broken: int, num_samples: int, max_broken: float, last: str) -> None:
+    """Raise `InputError` if more samples than data.max_broken allows were left out."""
+    if num_broken > max_broken * max(num_samples, FEWEST_SAMPLES):
+        raise InputError(
+            f"{num_broken} of {num_samples} samples had to be left out, more than data.max_broken={max_broken} (of at "
+            f"least {FEWEST_SAMPLES}); the last one: {last}"
+        )
+
+
 class _Told(Dataset[Packed | InputError]):
     """Hands bad input over as a value: raised in a worker, torch would wrap the message in the worker's traceback."""
 
@@ -336,12 +350,9 @@ class Feed:
         self.num_samples += batch.num_samples
         self.num_broken += len(batch.broken)
         for reason in batch.broken:
-            print(f"megatron-mm: left out: {reason}", file=sys.stderr, flush=True)
-        if self.num_broken > self._data.max_broken * max(self.num_samples, FEWEST_SAMPLES):
-            raise InputError(
-                f"{self.num_broken} of {self.num_samples} samples were damaged, more than data.max_broken="
-                f"{self._data.max_broken} (of at least {FEWEST_SAMPLES}); the last one: {batch.broken[-1]}"
-            )
+            tell_left_out(reason)
+        if batch.broken:
+            check_broken(self.num_broken, self.num_samples, self._data.max_broken, batch.broken[-1])
         return batch
 
 

@@ -31,6 +31,9 @@ def ask(data: PreparedData, row: int) -> Asked:
     stored = data.read(row)
     content = stored.content.content(decode_with_pillow(stored.pictures, stored.name))
     if not isinstance(content, Conversation) or len(content.turns) != 1:
-        raise InputError(f"sample {stored.name} is not one question with one answer, which can be checked")
+        raise InputError(
+            f"sample {stored.name} is not one question with one answer, which can be checked; name other parts of the "
+            "data in data.blend"
+        )
     ((question, response),) = content.turns
     return Asked(stored.name, question, response.answer)

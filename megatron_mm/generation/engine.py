@@ -38,6 +38,8 @@ _VLLM_ENVIRONMENT = {
 }
 
 
+# Of a prompt; as many as prepared samples have unless they are asked to have more.
+MAX_PICTURES = 64
 # vLLM's tags of what can be given back.
 _WEIGHTS, _CACHE = "weights", "kv_cache"
 # Share of a GPU that has to be free for vLLM to start; what it takes is cache_bytes and its weights.
@@ -160,7 +162,7 @@ class Engine:
                 max_num_seqs=max_sequences,
                 seed=seed,
                 enforce_eager=True,
-                limit_mm_per_prompt={"image": 8},
+                limit_mm_per_prompt={"image": MAX_PICTURES},
                 skip_mm_profiling=True,
                 **colocated,
             )

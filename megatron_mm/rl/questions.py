@@ -16,6 +16,7 @@ class Questions:
     Attributes:
         plan: which of them make up a step; its global batches are of prompts.
         max_tokens: of a question and its response.
+        max_broken: share of the questions that may turn out to be of no use.
 
     Raises:
         InputError: see data/plan.py.
@@ -26,6 +27,7 @@ class Questions:
         unpacked = config.model_copy(update={"data": config.data.model_copy(update={"packed": False})})
         self._data, self._tokenizer, self._rules = data, tokenizer, TileRules.of_model(config.model)
         self.plan, self.max_tokens = plan_of_run(data.index, unpacked), config.data.max_sequence_tokens
+        self.max_broken = config.data.max_broken
         self._system = None if config.rl is None else config.rl.system_prompt
         self._asked: dict[int, Asked] = {}
         self._prompts: dict[int, Prompt] = {}

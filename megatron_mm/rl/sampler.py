@@ -1,23 +1,35 @@
 """Questions -> graded responses, by engines that share the ranks out."""
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from PIL import Image
 
 from megatron_mm.chat import modes
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt, trigger_ids
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.generation.engine import Completion, Engine, Sampling
+from megatron_mm.data.loader import check_broken, tell_left_out
+from megatron_mm.generation.engine import MAX_PICTURES, Completion, Engine, Sampling
 from megatron_mm.grading.rewards import Grade, Submission
 from megatron_mm.grading.workers import Graders
+from megatron_mm.parallel import state
 from megatron_mm.rl.experience import Rollout, Wording
 from megatron_mm.rl.questions import Questions
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A prompt, its pictures, and how responses to it are drawn."""
+
+    prompt: Prompt
+    pictures: Sequence[Image.Image]
+    sampling: Sampling
 
 
 class Sampler:
@@ -44,13 +56,15 @@ class Sampler:
         self._number, self._is_first = dist.get_rank() // ranks, dist.get_rank() % ranks == 0
         self._triggers = {mode: trigger_ids(mode, tokenizer) for mode in Mode}
         self._num_engines = dist.get_world_size() // ranks
+        self._num_asked = self._num_left_out = 0
 
     def draw(
         self, rows: Sequence[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout]]:
         """The responses to each question, mode by mode, on all ranks; all of them do it together.
 
-        A response is cut off where question and response have data.max_sequence_tokens.
+        A response is cut off where question and response have data.max_sequence_tokens. Questions that cannot be asked
+        are left out and told: damaged ones, several turns, prompts that leave no room for a response.
 
         What is drawn depends on seed, data step and question alone, as far as the engine's sums do not depend on what
         it works on beside.
@@ -62,7 +76,7 @@ class Sampler:
             data_step: of the plan.
 
         Raises:
-            InputError: a question leaves no room for a response.
+            InputError: more than data.max_broken of the questions so far, or all of these, cannot be asked.
         """
         # Questions with much to read are shared out first.
         tokens = self._questions.plan.sizes.tokens[list(rows)]
@@ -70,32 +84,69 @@ class Sampler:
         drawn = self._draw([rows[number] for number in mine], modes_of, sampling, data_step)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, list(zip(mine, drawn, strict=True)) if self._is_first else [])
-        groups = dict(group for of_rank in gathered for group in of_rank)
-        return [groups[number] for number in range(len(rows))]
+        found = dict(group for of_rank in gathered for group in of_rank)
+        return self._usable([found[number] for number in range(len(rows))])
 
     def rest(self, *, keeps_weights: bool) -> None:
         """Give the engine's memory to the trainer; see generation/engine.py."""
         self._engine.rest(keeps_weights=keeps_weights)
 
+    def _usable(self, found: Sequence[list[Rollout] | str]) -> list[list[Rollout]]:
+        """Without the questions that could not be asked, if there are few."""
+        reasons = [one for one in found if isinstance(one, str)]
+        self._num_asked += len(found)
+        self._num_left_out += len(reasons)
+        if reasons:
+            if state.writes():
+                for reason in reasons:
+                    tell_left_out(reason)
+            check_broken(self._num_left_out, self._num_asked, self._questions.max_broken, reasons[-1])
+        if len(reasons) == len(found):
+            raise InputError(f"none of the {len(found)} questions of a step can be asked; the last one: {reasons[-1]}")
+        return [one for one in found if not isinstance(one, str)]
+
     def _draw(
         self, rows: list[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
-    ) -> list[list[Rollout]]:
+    ) -> list[list[Rollout] | str]:
+        """The responses to each question, or why it cannot be asked."""
         wanted = {mode: modes_of.count(mode) for mode in dict.fromkeys(modes_of)}
-        prompts, pictures, samplings = [], [], []
+        requests, faults = list[_Request](), dict[int, str]()
         for row in rows:
-            for number, (mode, count) in enumerate(wanted.items()):
-                prompt = self._questions.prompt(row).followed_by(self._triggers[mode])
-                seeds = np.random.SeedSequence([self._seed, data_step, row, number])
-                longest, seed = min(sampling.max_tokens, self._room(row, prompt)), int(seeds.generate_state(1)[0])
-                prompts.append(prompt)
-                pictures.append(self._questions.ask(row).question.pictures)
-                samplings.append(replace(sampling, max_tokens=longest, count=count, seed=seed))
-        completions = iter(self._engine.sample(prompts, pictures, samplings))
-        groups = [
-            [self._rollout(row, mode, completion) for mode in wanted for completion in next(completions)]
-            for row in rows
-        ]
-        return self._graded(groups)
+            try:
+                requests += self._requests(row, wanted, sampling, data_step)
+            except InputError as error:
+                faults[row] = str(error)
+        prompts = [request.prompt for request in requests]
+        pictures = [request.pictures for request in requests]
+        samplings = [request.sampling for request in requests]
+        completions = iter(self._engine.sample(prompts, pictures, samplings) if requests else ())
+        asked = [row for row in rows if row not in faults]
+        groups = self._graded(
+            [
+                [self._rollout(row, mode, completion) for mode in wanted for completion in next(completions)]
+                for row in asked
+            ]
+        )
+        answered = iter(groups)
+        return [faults[row] if row in faults else next(answered) for row in rows]
+
+    def _requests(self, row: int, wanted: Mapping[Mode, int], sampling: Sampling, data_step: int) -> list[_Request]:
+        """What the engine is asked for a question: once a mode.
+
+        Raises:
+            InputError: it cannot be asked.
+        """
+        requests = []
+        for number, (mode, count) in enumerate(wanted.items()):
+            prompt = self._questions.prompt(row).followed_by(self._triggers[mode])
+            seeds = np.random.SeedSequence([self._seed, data_step, row, number])
+            longest, seed = min(sampling.max_tokens, self._room(row, prompt)), int(seeds.generate_state(1)[0])
+            pictures = self._questions.ask(row).question.pictures
+            if len(pictures) > MAX_PICTURES:
+                name = self._questions.ask(row).name
+                raise InputError(f"sample {name} has {len(pictures)} pictures; an engine takes {MAX_PICTURES}")
+            requests.append(_Request(prompt, pictures, replace(sampling, max_tokens=longest, count=count, seed=seed)))
+        return requests
 
     def _room(self, row: int, prompt: Prompt) -> int:
         """Tokens that a prompt leaves for a response."""

@@ -10,6 +10,7 @@ from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.questions import Asked
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Completion, Engine, Sampling
 from megatron_mm.parallel import state
@@ -81,3 +82,42 @@ def test_a_question_that_leaves_nothing_is_named(digits: Path) -> None:
     (said,) = run_on_ranks(_refused, 1, config)
     assert "which leaves none of data.max_sequence_tokens=96" in said
     assert "digits" in said or "sample" in said
+
+
+class _Damaged(Questions):
+    """Some of whose samples cannot be read."""
+
+    broken: frozenset[int] = frozenset()
+
+    def ask(self, row: int) -> Asked:
+        if row in self.broken:
+            raise InputError(f"sample {row} is damaged")
+        return super().ask(row)
+
+
+def _drawn_around(config: RunConfig, places: Sequence[int]) -> tuple[list[int], list[int] | str]:
+    """Rows of a step, and those that were answered where the ones at `places` are damaged. Runs on every rank."""
+    platform, data = get_platform("cpu"), PreparedData(str(config.data.path))
+    with state.process_group(platform), state.model_parallel(config.parallel, 0):
+        questions = _Damaged(config, data, data.tokenizer())
+        rows = questions.rows(0)
+        questions.broken = frozenset(rows[place] for place in places)
+        sampler = Sampler(cast(Engine, _Engine()), 1, questions, data.tokenizer(), None, 0)
+        try:
+            groups = sampler.draw(rows, MODES, Sampling(64, 1.0), 0)
+        except InputError as error:
+            return rows, str(error)
+        return rows, [group[0].row for group in groups]
+
+
+def test_a_question_that_cannot_be_asked_is_left_out(digits: Path) -> None:
+    for rows, answered in run_on_ranks(_drawn_around, 2, _config(digits), [1]):
+        assert answered == [rows[0], *rows[2:]]
+
+
+def test_many_questions_that_cannot_be_asked_end_the_run(digits: Path) -> None:
+    for _, said in run_on_ranks(_drawn_around, 2, _config(digits), [1, 2]):
+        assert "2 of 4 samples had to be left out, more than data.max_broken=0.001" in said
+        assert "is damaged" in said
+    for _, said in run_on_ranks(_drawn_around, 2, _config(digits, data__max_broken=1), range(4)):
+        assert "none of the 4 questions of a step can be asked" in said
