@@ -21,11 +21,15 @@ if [ "${1:-}" = --tiny ]; then
     SHORT=(train.steps=6 optim.warmup_steps=2 train.log_every=3 train.global_batch=16 train.micro_batch=8)
 fi
 
+# Two ranks, or one on a machine with one GPU.
+RANKS=2
+if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then RANKS=1; fi
+
 # stage NAME OVERRIDES...: trains on two ranks, starting from the stage before
 stage() {
     local name=$1
     shift
-    megatron-mm train "mini/$name" run_dir="$RUN/$name" data.path="$RUN/data" "$@" "${SHORT[@]}" --nproc 2
+    megatron-mm train "mini/$name" run_dir="$RUN/$name" data.path="$RUN/data" "$@" "${SHORT[@]}" --nproc "$RANKS"
 }
 
 rm -rf "$RUN"

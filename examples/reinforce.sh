@@ -11,10 +11,12 @@ bash tools/setup_env.sh
 export PATH="$PWD/.venv/bin:$PATH"
 if [ "${1:-}" = --mini ]; then
     shift
+    RANKS=2
+    if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then RANKS=1; fi
     [ -d runs/quickstart/model ] || bash examples/quickstart.sh
     [ -d "$start" ] || megatron-mm train "mini/$(basename "$start")" data.path=runs/quickstart/data \
-        init_from=runs/quickstart/stage3 run_dir="$start" --nproc 2
-    megatron-mm rl "$mini" data.path=runs/quickstart/data init_from="$start" run_dir="runs/$mini" "$@" --nproc 2
+        init_from=runs/quickstart/stage3 run_dir="$start" --nproc "$RANKS"
+    megatron-mm rl "$mini" data.path=runs/quickstart/data init_from="$start" run_dir="runs/$mini" "$@" --nproc "$RANKS"
 else
     # A replica of trainer and engine on each GPU of 80 GB; the recipe has no layout of its own.
     megatron-mm rl "$recipe" train.recompute=full rl.rollout.offload=true "$@" --nproc "$(nvidia-smi -L | wc -l)"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
+from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ReinforceConfig, RunConfig
@@ -104,6 +105,12 @@ class ReinforceJob:
         colocation = Colocation(rollout.ranks, most, rollout.cache_bytes, sleeps)
         with out_of_the_way(trainee, self._platform, offload=rollout.offload):
             engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
+        algorithm = make_algorithm(self._rl)
+        if self._held_out is None and Mode.AUTO not in algorithm.modes(1):
+            warn(
+                f"rl.algorithm={self._rl.algorithm} draws nothing in auto mode: without train.validate_every nobody "
+                "sees the think rate, nor a mode that collapses"
+            )
         graders = Graders(self._reward, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
         return Practice(
             config=self._config,
@@ -113,7 +120,7 @@ class ReinforceJob:
             questions=self._questions,
             sampler=Sampler(engine, rollout.ranks, self._questions, self._tokenizer, graders, self._config.seed),
             exchange=WeightExchange(trainee.chunks, model_table(self._config.model), engine),
-            algorithm=make_algorithm(self._rl),
+            algorithm=algorithm,
             reference=self._reference,
             guard=guard,
             watchdog=watchdog,

@@ -22,7 +22,7 @@ from megatron_mm.telemetry.run import Telemetry
 from megatron_mm.train.assemble import Trainee, build_trainee
 from megatron_mm.train.check import DATA_PLAN, check_data_plan, check_inputs
 from megatron_mm.train.guard import Guard
-from megatron_mm.train.initial import load_initial
+from megatron_mm.train.initial import initial_weights, load_initial
 from megatron_mm.train.learning import LearningJob
 from megatron_mm.train.run import Outcome, Place, Run, Work
 from megatron_mm.train.stop import StopRequest, stop_signals
@@ -108,8 +108,10 @@ def _begin(
     checkpoint = newest_sound(config.run_dir, verify=config.checkpoint.verify)
     if checkpoint is not None:
         check_data_plan(config.run_dir, job.fingerprint)
-    if config.init_from is not None and (checkpoint is None or job.wants_initial_weights):
-        load_initial(config, config.init_from, chunks)
+    if checkpoint is None or job.wants_initial_weights:
+        initial = initial_weights(config, begins=checkpoint is None, writes=state.writes())
+        if initial is not None:
+            load_initial(config, initial, chunks)
     job.look_at_initial_weights(chunks)
     saver = Saver(config.run_dir, config.checkpoint)
     trainee = build_trainee(config, chunks, groups)
