@@ -13,23 +13,26 @@ export PATH="$PWD/.venv/bin:$PATH"
 RUN=runs/quickstart
 PICTURES=(--train 12000 --heldout 400)
 QUESTIONS=200
-SHORT=()
+OVERRIDES=()
 if [ "${1:-}" = --tiny ]; then
     RUN=runs/quickstart-tiny
     PICTURES=(--train 500 --heldout 20)
     QUESTIONS=10
-    SHORT=(train.steps=6 optim.warmup_steps=2 train.log_every=3 train.global_batch=16 train.micro_batch=8)
+    OVERRIDES=(train.steps=6 optim.warmup_steps=2 train.log_every=3 train.global_batch=16 train.micro_batch=8)
 fi
 
 # Two ranks, or one on a machine with one GPU.
 RANKS=2
-if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then RANKS=1; fi
+if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then
+    RANKS=1
+    OVERRIDES+=(parallel.tensor=1)
+fi
 
-# stage NAME OVERRIDES...: trains on two ranks, starting from the stage before
+# stage NAME MORE_OVERRIDES...: trains, starting from the stage before
 stage() {
     local name=$1
     shift
-    megatron-mm train "mini/$name" run_dir="$RUN/$name" data.path="$RUN/data" "$@" "${SHORT[@]}" --nproc "$RANKS"
+    megatron-mm train "mini/$name" run_dir="$RUN/$name" data.path="$RUN/data" "$@" "${OVERRIDES[@]}" --nproc "$RANKS"
 }
 
 rm -rf "$RUN"

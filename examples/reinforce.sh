@@ -18,6 +18,5 @@ if [ "${1:-}" = --mini ]; then
         init_from=runs/quickstart/stage3 run_dir="$start" --nproc "$RANKS"
     megatron-mm rl "$mini" data.path=runs/quickstart/data init_from="$start" run_dir="runs/$mini" "$@" --nproc "$RANKS"
 else
-    # A replica of trainer and engine on each GPU of 80 GB; the recipe has no layout of its own.
-    megatron-mm rl "$recipe" train.recompute=full rl.rollout.offload=true "$@" --nproc "$(nvidia-smi -L | wc -l)"
+    megatron-mm rl "$recipe" "$@" --nproc "$(nvidia-smi -L | wc -l)"
 fi

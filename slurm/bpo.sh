@@ -12,5 +12,4 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x-%j.log
 source "${SLURM_SUBMIT_DIR:?start it by sbatch}/slurm/common.sh" || exit 2
-# A replica of trainer and engine on each GPU of 80 GB; the recipe has no layout of its own.
-launch rl r4b/bpo train.recompute=full rl.rollout.offload=true "$@"
+launch rl r4b/bpo "$@"
