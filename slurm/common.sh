@@ -53,7 +53,7 @@ run_to_the_end() {
     TERMINATED=no
     "$@" &
     step=$!
-    # Before the time limit (--signal=B:USR1@300).
+    # Before the time limit (--signal=B:USR1@SECONDS).
     trap 'signalled=yes; kill -USR1 $step' USR1
     # By scancel, or by a preemption after which Slurm itself requeues.
     trap 'signalled=yes; TERMINATED=yes; kill -USR1 $step' TERM

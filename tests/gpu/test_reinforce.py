@@ -53,5 +53,5 @@ def test_an_engine_that_sleeps_draws_with_the_trainers_weights(digits: Path, tmp
     (given_back,) = run_on_ranks(_reinforced, 1, config)
     lines = metrics(tmp_path)
     assert max(line["logprob_difference/mean"] for line in lines) < TOLERANCE
-    assert len(given_back) == STEPS + STEPS // 2  # after drawing, and after held-out questions
+    assert len(given_back) == 1 + STEPS + STEPS // 2  # when it is made, after drawing, and after held-out questions
     assert min(given_back) >= 0.9 * CACHE_GIB * 2**30
