@@ -39,6 +39,7 @@ def uninterrupted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_run_draws_and_learns_the_same(digits: Path, tmp_path: Path, uninterrupted: Path) -> None:
     run_dir, draws = tmp_path / "run", random.Random(0)
     for _ in range(3):
