@@ -247,7 +247,7 @@ def check_broken(num_broken: int, num_samples: int, max_broken: float, last: str
     """Raise `InputError` if more samples than data.max_broken allows were left out."""
     if num_broken > max_broken * max(num_samples, FEWEST_SAMPLES):
         raise InputError(
-            f"{num_broken} of {num_samples} samples had to be left out, more than data.max_broken={max_broken} (of at "
+            f"{num_broken} of {num_samples} samples cannot be used, more than data.max_broken={max_broken} (of at "
             f"least {FEWEST_SAMPLES}); the last one: {last}"
         )
 

@@ -117,7 +117,7 @@ def test_a_question_that_cannot_be_asked_is_left_out(digits: Path) -> None:
 
 def test_many_questions_that_cannot_be_asked_end_the_run(digits: Path) -> None:
     for _, said in run_on_ranks(_drawn_around, 2, _config(digits), [1, 2]):
-        assert "2 of 4 samples had to be left out, more than data.max_broken=0.001" in said
+        assert "2 of 4 samples cannot be used, more than data.max_broken=0.001" in said
         assert "is damaged" in said
     for _, said in run_on_ranks(_drawn_around, 2, _config(digits, data__max_broken=1), range(4)):
         assert "none of the 4 questions of a step can be asked" in said

@@ -79,7 +79,7 @@ def test_damaged_data_ends_the_run(digits: Path, tmp_path: Path, arguments: tupl
         shard.write_bytes(content)
     run = [f"data.path={data}", f"run_dir={tmp_path / 'run'}", "init_from=null", BLEND, *SHORT, "parallel.tensor=1"]
     result = _megatron_mm("train", "mini/stage3", *run, *arguments)
-    _assert_refused(result, "samples had to be left out, more than data.max_broken=0.001", "digits-easy.tar at byte")
+    _assert_refused(result, "samples cannot be used, more than data.max_broken=0.001", "digits-easy.tar at byte")
 
 
 def test_a_run_goes_on_with_its_own_samples_only(digits: Path, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_too_many_damaged_samples_end_the_run(tmp_path: Path, tokenizer: ChatTok
     _written(tmp_path / "data", tokenizer, 30)
     _damage(tmp_path / "data", range(30))
     config = _config(tmp_path / "data", packed=False, num_workers=num_workers, train__global_batch=6)
-    with pytest.raises(InputError, match=r"2 of 2 samples had to be left out, more than data\.max_broken=0\.001"):
+    with pytest.raises(InputError, match=r"2 of 2 samples cannot be used, more than data\.max_broken=0\.001"):
         list(Feed(MicroBatches(config, tokenizer, 0, 1), 0, config))
 
 
