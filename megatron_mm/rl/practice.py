@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,14 @@ class Practice:
         learned = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": rate}
         counted = {"skipped_updates": self.guard.num_skipped, "rollbacks": self.guard.num_rollbacks}
         return {**learned, "trained_tokens": result.trained_tokens, **figures, **held_out, **counted}
+
+    def state(self) -> dict[str, Any]:
+        """See Work."""
+        return {"has_both_modes": self.alarm.has_both}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See Work."""
+        self.alarm.has_both = state["has_both_modes"]
 
     def _draw(self, place: Place, stage: StageConfig) -> tuple[list[list[Rollout]], int]:
         """Groups of responses, and how many steps of the plan they took: more where flat ones are passed over."""

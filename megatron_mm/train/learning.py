@@ -1,6 +1,7 @@
 """Learning from prepared samples: the work of the pretraining stages, annealing and fine-tuning."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.schema import RunConfig
@@ -113,3 +114,10 @@ class Learning:
             grad_norms=result.module_norms,
             mishaps=Mishaps(self._guard.num_skipped, self._guard.num_rollbacks, self._num_broken),
         )
+
+    def state(self) -> dict[str, Any]:
+        """See Work: its place says all."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See Work."""

@@ -116,8 +116,8 @@ def _begin(
     saver = Saver(config.run_dir, config.checkpoint)
     trainee = build_trainee(config, chunks, groups)
     guard, place = Guard(config.guard, job.spike_sigma), Place(0, 0)
-    if checkpoint is not None:
-        progress = store.resume(checkpoint, chunks, trainee.optimizer)
+    progress = None if checkpoint is None else store.resume(checkpoint, chunks, trainee.optimizer)
+    if progress is not None:
         place = Place(progress["step"], progress["data_step"])
         guard.load(progress["guard"])
         trainee.set_step(place.step)
@@ -128,6 +128,8 @@ def _begin(
     telemetry.say(_greeting(config, platform, trainee, place.step))
     telemetry.say(job.describe())
     work = job.work(trainee, guard, watchdog, telemetry.warn)
+    if progress is not None:
+        work.load(progress["work"])
     return Run(config, platform, tokenizer, trainee, work, guard, saver, telemetry, watchdog, stop, place)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.checkpoint import store
@@ -54,6 +54,14 @@ class Work(Protocol):
 
     def metrics(self, place: Place, result: StepResult) -> dict[str, float]:
         """Of the steps since the last ones, the same on every rank; all ranks ask after a logged step."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: plain values, the same on every rank."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; `begin` follows."""
         ...
 
 
@@ -126,7 +134,12 @@ class Run:
 
     def _save(self, *, wait: bool) -> None:
         self.watchdog.at(self.step, "checkpoint")
-        progress = {"step": self.step, "data_step": self.place.data_step, "guard": self.guard.state()}
+        progress = {
+            "step": self.step,
+            "data_step": self.place.data_step,
+            "guard": self.guard.state(),
+            "work": self.work.state(),
+        }
         self.saver.save(self.step, self.trainee.chunks, self.trainee.optimizer, progress, wait=wait)
 
     def _finish(self) -> None:
@@ -160,6 +173,7 @@ class Run:
             )
         progress = store.resume(checkpoint, self.trainee.chunks, self.trainee.optimizer)
         guard.roll_back(progress["guard"])
+        self.work.load(progress["work"])
         passed_over = self.step - progress["step"]
         self.telemetry.warn(
             f"step {self.step}: {config.max_skips} updates in a row were skipped; back to step {progress['step']}, and "

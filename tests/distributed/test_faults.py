@@ -131,6 +131,30 @@ def test_nothing_to_go_back_to_ends_the_run(digits: Path, tmp_path: Path) -> Non
         assert "and there is no checkpoint yet" in message
 
 
+def _train_counting(factors: dict[int, float], config: RunConfig) -> int:
+    """What the work of a run remembers at its end, where it counts its steps. Runs on every rank."""
+    _plant(factors.get, rank=0)
+    take, counted = Learning.take_step, {"steps": 0}
+
+    def take_step(self: Learning, place: Place, **keywords: Any) -> tuple[StepResult, int]:
+        counted["steps"] += 1
+        return take(self, place, **keywords)
+
+    Learning.take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
+    Learning.state = lambda _: dict(counted)  # pyright: ignore[reportAttributeAccessIssue]
+    Learning.load = lambda _, state: counted.update(state)  # pyright: ignore[reportAttributeAccessIssue]
+    train(config)
+    return counted["steps"]
+
+
+def test_what_the_work_remembers_goes_on_with_the_run(digits: Path, tmp_path: Path) -> None:
+    first = _config(digits, tmp_path, train__steps=4, checkpoint__save_every=2)
+    assert run_on_ranks(_train_counting, 1, {}, first) == [4]
+    # Back from step 8 to step 6, where it had counted as many.
+    second = _config(digits, tmp_path, train__steps=10, checkpoint__save_every=2)
+    assert run_on_ranks(_train_counting, 1, {7: math.nan, 8: math.nan}, second) == [10]
+
+
 def _train_while_the_clock_jumps(config: RunConfig) -> None:
     """A day back, then two on. Runs on every rank."""
     take, clock, jumps = Learning.take_step, time.time, {3: -86400.0, 6: 172800.0}

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_mm.config.load import load_config
 from megatron_mm.grading.rewards import Grade
+from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.job import make_algorithm
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.report import Report
@@ -42,13 +43,11 @@ class _World:
         """Of the watchdog."""
 
 
-def _drawn(max_draws: int, with_signal: set[int]) -> tuple[list[int], int, dict[str, float]]:
-    """Questions that are learned from, steps of the plan that were used, metrics."""
+def _practice(max_draws: int, world: Any, alarm: Any = None) -> Practice:
     config = load_config("mini/bpo", overrides=[f"rl.max_draws={max_draws}"])
     assert config.rl is not None
-    world: Any = _World(with_signal)
     nothing: Any = None
-    practice = Practice(
+    return Practice(
         config=config,
         rl=config.rl,
         platform=nothing,
@@ -62,12 +61,30 @@ def _drawn(max_draws: int, with_signal: set[int]) -> tuple[list[int], int, dict[
         watchdog=world,
         report=Report(),
         held_out=None,
-        alarm=nothing,
+        alarm=alarm,
         pad=0,
     )
-    groups, used = practice._draw(Place(step=0, data_step=2), config.rl.stage(0))
+
+
+def _drawn(max_draws: int, with_signal: set[int]) -> tuple[list[int], int, dict[str, float]]:
+    """Questions that are learned from, steps of the plan that were used, metrics."""
+    world = _World(with_signal)
+    practice = _practice(max_draws, world)
+    groups, used = practice._draw(Place(step=0, data_step=2), practice.rl.stage(0))
     assert world.rests == 1
     return [cast(_Rollout, group[0]).row for group in groups], used, practice.report.metrics()
+
+
+def test_the_alarm_goes_on_with_the_run() -> None:
+    said: list[str] = []
+    before, after = (_practice(1, _World(set()), ModeAlarm(0.05, said.append)) for _ in range(2))
+    before.alarm.look(4, 0.5, "held-out questions")
+    after.load(before.state())
+    after.alarm.look(8, 0.0, "held-out questions")
+    assert len(said) == 1
+    before.load(after.state())
+    before.alarm.look(12, 0.0, "held-out questions")
+    assert len(said) == 1
 
 
 def test_one_draw_keeps_what_there_is() -> None:
