@@ -1,11 +1,14 @@
 """Writing a snapshot in a forked process while this one trains on."""
 
+import faulthandler
 import gc
 import os
 import signal
+import time
 import traceback
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -15,28 +18,46 @@ from megatron_mm.processes import end_with_parent
 # Whether a save is cut off is for the parent to say; a signal that a terminal or Slurm sends to all processes is not
 # meant for this one.
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Upon which it writes its threads' stacks to stderr.
+STACKS_SIGNAL = signal.SIGQUIT
+STACKS_SECONDS = 1.0
 WAKE_SECONDS = 0.05
 
 
 class BackgroundWrite:
     """A process that writes a snapshot.
 
+    It holds what other threads of its parent had locked at the fork, with nobody to unlock it, and may wait for that
+    for ever. So it is given up when it stands still.
+
     Args:
         snapshot: whose tensors may change from now on.
+        stall_seconds: without any use of a processor, or of its use without a byte read or written, after which the
+            process is killed, and has failed.
     """
 
-    def __init__(self, snapshot: Snapshot):
+    def __init__(self, snapshot: Snapshot, stall_seconds: float):
         self._outcome: Written | Failed | None = None
+        self._stall_seconds = stall_seconds
+        # Of a processor's time: what it has used, since when no more, and how much of it before it last read or wrote.
+        self._used_seconds, self._last_used, self._used_before = 0.0, time.monotonic(), 0.0
+        self._moved_bytes = ""
         parent = os.getpid()
         self._reader, sender = Pipe(duplex=False)
+        # In the child a collection would free what is the parent's: GPU tensors, in a process that may not use the GPU,
+        # and threads that are not there.
+        collects = gc.isenabled()
+        gc.disable()
         try:
             self.process_id = os.fork()
+            if self.process_id == 0:
+                _write(snapshot, sender, parent)
         except OSError as error:
             self._outcome = Failed(f"a process to write could not be started: {error}")
-            return
-        if self.process_id == 0:
-            _write(snapshot, sender, parent)
-        sender.close()
+        finally:
+            sender.close()
+            if collects:
+                gc.enable()
 
     def is_done(self) -> bool:
         """Whether `outcome` has not to wait."""
@@ -44,11 +65,14 @@ class BackgroundWrite:
             # Asked before the pipe is looked at: a process that has ended has sent all that it will send.
             ended, status = os.waitpid(self.process_id, os.WNOHANG)
             if not ended and not self._reader.poll():
-                return False
-            received = self._received() if self._reader.poll() else None
-            if not ended:
-                _, status = os.waitpid(self.process_id, 0)
-            self._outcome = received or Failed(_ending(status))
+                if not self._stands_still():
+                    return False
+                self._outcome = self._given_up()
+            else:
+                received = self._received() if self._reader.poll() else None
+                if not ended:
+                    _, status = os.waitpid(self.process_id, 0)
+                self._outcome = received or Failed(_ending(status))
             self._reader.close()
         return True
 
@@ -58,6 +82,31 @@ class BackgroundWrite:
             self._reader.poll(WAKE_SECONDS)
         assert self._outcome is not None
         return self._outcome
+
+    def _stands_still(self) -> bool:
+        try:
+            # What clock_getcpuclockid(3) returns: of all threads together. A wait for the disk, which is told page by
+            # page, uses some; a wait for a lock none, or all of it.
+            used_seconds = time.clock_gettime((~self.process_id << 3) | 2)
+            moved_bytes = Path(f"/proc/{self.process_id}/io").read_text()
+        except OSError:  # it has just ended
+            return False
+        now = time.monotonic()
+        if used_seconds != self._used_seconds:
+            self._used_seconds, self._last_used = used_seconds, now
+        if moved_bytes != self._moved_bytes:
+            self._moved_bytes, self._used_before = moved_bytes, used_seconds
+        return max(now - self._last_used, used_seconds - self._used_before) > self._stall_seconds
+
+    def _given_up(self) -> Failed:
+        os.kill(self.process_id, STACKS_SIGNAL)
+        time.sleep(STACKS_SECONDS)
+        os.kill(self.process_id, signal.SIGKILL)
+        # Not waited for: a system call that hangs, on a disk that does not answer, cannot be killed.
+        return Failed(
+            f"the process that wrote stood still for {self._stall_seconds:g} s (checkpoint.stall_seconds) and was "
+            "killed; its stacks are in this rank's log"
+        )
 
     def _received(self) -> Written | Failed | None:
         try:
@@ -76,11 +125,10 @@ def _write(snapshot: Snapshot, sender: Connection, parent: int) -> None:
     """In the child: write, send what became of it, and end at once, without anything that this process inherited."""
     code = 1
     try:
+        faulthandler.register(STACKS_SIGNAL, file=2, all_threads=True)
         end_with_parent(parent)
         for number in IGNORED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        # It would free the parent's GPU tensors, in a process that may not use the GPU.
-        gc.disable()
         # After a fork torch's pool of threads is made anew at its first use. Two threads that begin at once, as those
         # that write do, can find it half made ("Invalid thread pool"): here this one makes it.
         torch.set_num_threads(torch.get_num_threads())

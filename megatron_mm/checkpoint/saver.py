@@ -79,7 +79,7 @@ class Saver:
             return
         snapshot = self._planner.take(content_of(step, chunks, optimizer, progress), partial)
         if self._config.asynchronous and not wait:
-            self._pending = (step, snapshot, BackgroundWrite(snapshot))
+            self._pending = (step, snapshot, BackgroundWrite(snapshot, self._config.stall_seconds))
         else:
             fault = commit(self._run_dir, step, snapshot, snapshot.write(), self._group)
             self._conclude(step, fault, wait)

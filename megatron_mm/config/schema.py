@@ -326,6 +326,9 @@ class CheckpointConfig(Section):
 
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     asynchronous: bool = Field(default=True, description="write in the background while training goes on")
+    stall_seconds: float = Field(
+        default=300, gt=0, description="without any progress after which a write in the background is given up"
+    )
     keep_last: int = Field(default=2, gt=0, description="newest checkpoints that are kept")
     keep_every: int | None = Field(
         default=None, gt=0, description="checkpoints of multiples of so many steps are kept for ever as well"

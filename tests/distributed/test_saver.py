@@ -265,10 +265,18 @@ def _fail(config: RunConfig, run_dir: Path, small_disk: Path) -> dict[str, Any]:
                 os.kill(saver._pending[2].process_id, signal.SIGKILL)
             saver.finish()
         note("killed", told, saver)
+        impatient = Saver(run_dir, CheckpointConfig(stall_seconds=5))
         with _warnings() as told:
-            save(saver, 2)
-            saver.finish()
-        note("after all", told, saver)
+            save(impatient, 2)
+            if dist.get_rank() == 1:
+                assert impatient._pending is not None
+                os.kill(impatient._pending[2].process_id, signal.SIGSTOP)
+            impatient.finish()
+        note("stopped", told, impatient)
+        with _warnings() as told:
+            save(impatient, 2)
+            impatient.finish()
+        note("after all", told, impatient)
         try:
             content = content_of(3, trainee.chunks, trainee.optimizer, PROGRESS)
             write(run_dir, 3, content, _no_room_for_manifest)
@@ -311,6 +319,7 @@ def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path: Path, small_d
         ("too large, background", "rank 1: [Errno 27] File too large"),
         ("too large, waited for", "rank 1: [Errno 27] File too large"),
         ("killed", "rank 1: the process that wrote was killed by signal 9 (SIGKILL)"),
+        ("stopped", "rank 1: the process that wrote stood still for 5 s (checkpoint.stall_seconds) and was killed"),
     ):
         ((line,), *left), (quiet, *_) = first[name], second[name]
         assert reason in line, name
