@@ -39,9 +39,6 @@ class BackgroundWrite:
     def __init__(self, snapshot: Snapshot, stall_seconds: float):
         self._outcome: Written | Failed | None = None
         self._stall_seconds = stall_seconds
-        # Of a processor's time: what it has used, since when no more, and how much of it before it last read or wrote.
-        self._used_seconds, self._last_used, self._used_before = 0.0, time.monotonic(), 0.0
-        self._moved_bytes = ""
         parent = os.getpid()
         self._reader, sender = Pipe(duplex=False)
         # In the child a collection would free what is the parent's: GPU tensors, in a process that may not use the GPU,
@@ -50,10 +47,12 @@ class BackgroundWrite:
         gc.disable()
         try:
             self.process_id = os.fork()
-            if self.process_id == 0:
-                _write(snapshot, sender, parent)
         except OSError as error:
             self._outcome = Failed(f"a process to write could not be started: {error}")
+        else:
+            if self.process_id == 0:
+                _write(snapshot, sender, parent)
+            self._progress = _Progress(self.process_id)
         finally:
             sender.close()
             if collects:
@@ -64,15 +63,15 @@ class BackgroundWrite:
         if self._outcome is None:
             # Asked before the pipe is looked at: a process that has ended has sent all that it will send.
             ended, status = os.waitpid(self.process_id, os.WNOHANG)
-            if not ended and not self._reader.poll():
-                if not self._stands_still():
-                    return False
-                self._outcome = self._given_up()
-            else:
-                received = self._received() if self._reader.poll() else None
+            if ended or self._reader.poll():
+                received = self._received()
                 if not ended:
                     _, status = os.waitpid(self.process_id, 0)
                 self._outcome = received or Failed(_ending(status))
+            elif self._progress.still_seconds() > self._stall_seconds:
+                self._outcome = self._given_up()
+            else:
+                return False
             self._reader.close()
         return True
 
@@ -83,23 +82,9 @@ class BackgroundWrite:
         assert self._outcome is not None
         return self._outcome
 
-    def _stands_still(self) -> bool:
-        try:
-            # What clock_getcpuclockid(3) returns: of all threads together. A wait for the disk, which is told page by
-            # page, uses some; a wait for a lock none, or all of it.
-            used_seconds = time.clock_gettime((~self.process_id << 3) | 2)
-            moved_bytes = Path(f"/proc/{self.process_id}/io").read_text()
-        except OSError:  # it has just ended
-            return False
-        now = time.monotonic()
-        if used_seconds != self._used_seconds:
-            self._used_seconds, self._last_used = used_seconds, now
-        if moved_bytes != self._moved_bytes:
-            self._moved_bytes, self._used_before = moved_bytes, used_seconds
-        return max(now - self._last_used, used_seconds - self._used_before) > self._stall_seconds
-
     def _given_up(self) -> Failed:
         os.kill(self.process_id, STACKS_SIGNAL)
+        # Nothing tells when they are written; it may be stopped, and never write them.
         time.sleep(STACKS_SECONDS)
         os.kill(self.process_id, signal.SIGKILL)
         # Not waited for: a system call that hangs, on a disk that does not answer, cannot be killed.
@@ -110,9 +95,35 @@ class BackgroundWrite:
 
     def _received(self) -> Written | Failed | None:
         try:
-            return self._reader.recv()
+            return self._reader.recv() if self._reader.poll() else None
         except (EOFError, OSError):  # it ended before, or in the middle of the message
             return None
+
+
+class _Progress:
+    """Whether a process that is looked at from time to time gets on."""
+
+    def __init__(self, process_id: int):
+        self._process_id = process_id
+        self._used_seconds, self._last_used = 0.0, time.monotonic()
+        # As /proc tells it, and what had been used of a processor's time when it last changed.
+        self._moved_bytes, self._used_before = "", 0.0
+
+    def still_seconds(self) -> float:
+        """How long it has used no processor, or, if that is more, its use of one since it last read or wrote a byte."""
+        try:
+            # What clock_getcpuclockid(3) returns: of all threads together. A wait for the disk, which is told page by
+            # page, uses some; a wait for a lock none, or all of it.
+            used_seconds = time.clock_gettime((~self._process_id << 3) | 2)
+            moved_bytes = Path(f"/proc/{self._process_id}/io").read_text()
+        except OSError:  # it has just ended
+            return 0.0
+        now = time.monotonic()
+        if used_seconds != self._used_seconds:
+            self._used_seconds, self._last_used = used_seconds, now
+        if moved_bytes != self._moved_bytes:
+            self._moved_bytes, self._used_before = moved_bytes, used_seconds
+        return max(now - self._last_used, used_seconds - self._used_before)
 
 
 def _ending(status: int) -> str:

@@ -31,6 +31,7 @@ from megatron_mm.train.assemble import Trainee, build_trainee
 from tests.checkpoints import DAMAGES, make_checkpoint
 from tests.layouts import EXPERTS, PP2, SP
 from tests.ranks import run_on_ranks
+from tests.runs import wait_until
 from tests.tiny import tiny_config
 
 TRAINED = {"train__trained": "[vision, projector, language, embeddings]"}
@@ -258,21 +259,15 @@ def _fail(config: RunConfig, run_dir: Path, small_disk: Path) -> dict[str, Any]:
             waiting.last_saved = 1
             save(waiting, 2)
         note("too large, waited for", told, waiting)
-        with _warnings() as told:
-            save(saver, 2)
-            if dist.get_rank() == 1:
-                assert saver._pending is not None
-                os.kill(saver._pending[2].process_id, signal.SIGKILL)
-            saver.finish()
-        note("killed", told, saver)
         impatient = Saver(run_dir, CheckpointConfig(stall_seconds=5))
-        with _warnings() as told:
-            save(impatient, 2)
-            if dist.get_rank() == 1:
-                assert impatient._pending is not None
-                os.kill(impatient._pending[2].process_id, signal.SIGSTOP)
-            impatient.finish()
-        note("stopped", told, impatient)
+        for name, by, number in (("killed", saver, signal.SIGKILL), ("stopped", impatient, signal.SIGSTOP)):
+            with _warnings() as told:
+                save(by, 2)
+                if dist.get_rank() == 1:
+                    assert by._pending is not None
+                    os.kill(by._pending[2].process_id, number)
+                by.finish()
+            note(name, told, by)
         with _warnings() as told:
             save(impatient, 2)
             impatient.finish()
@@ -370,10 +365,7 @@ def test_killed_ranks_leave_the_checkpoint_before_and_no_writers(tmp_path: Path)
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         run_on_ranks(_killed_while_writing, 2, config, tmp_path)
     writers = [int((tmp_path / f"writer_{rank}").read_text()) for rank in range(2)]
-    deadline = time.monotonic() + 60
-    while any(map(_lives, writers)):
-        assert time.monotonic() < deadline, "a writer outlives its rank"
-        time.sleep(0.01)
+    wait_until(lambda: not any(map(_lives, writers)), seconds=60)
     assert newest(tmp_path) == step_directory(tmp_path, 1)
     assert [path.name.startswith("step_00000002.partial-") for path in partials(tmp_path)] == [True]
     assert run_on_ranks(_start_again, 2, config, tmp_path) == ["step_00000001"] * 2

@@ -11,6 +11,7 @@ import pytest
 
 from megatron_mm.checkpoint.background import BackgroundWrite
 from megatron_mm.checkpoint.snapshot import Failed, Written
+from tests.runs import wait_until
 
 STALL_SECONDS = 1.0
 
@@ -45,10 +46,7 @@ def test_a_write_that_hangs_is_given_up_and_shows_where(
     hang: Callable[[], Failed], capfd: pytest.CaptureFixture[str]
 ) -> None:
     write = _start(hang)
-    deadline = time.monotonic() + 60
-    while not write.is_done():
-        assert time.monotonic() < deadline, "waits for a process that hangs"
-        time.sleep(0.01)
+    wait_until(write.is_done, seconds=60)
     assert write.outcome() == Failed(
         "the process that wrote stood still for 1 s (checkpoint.stall_seconds) and was killed; its stacks are in "
         "this rank's log"
