@@ -30,7 +30,6 @@ from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.config.load import load_config
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Colocation, Engine, Sampling
-from megatron_mm.grading.rewards import RewardSpec
 from megatron_mm.grading.workers import Graders
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
@@ -78,7 +77,7 @@ def _rollout(start: Path) -> list[Figure]:
         load_initial(config, start / "anneal", chunks)
         engine = Engine(start / "model", "bfloat16", config.rl.rollout.max_sequences, colocation=Colocation(1))
         exchange = WeightExchange(chunks, model_table(config.model), engine)
-        graders = Graders(RewardSpec.of_config(config.rl.reward), 2)
+        graders = Graders.of_config(config.rl.reward)
         questions = Questions(config, data, tokenizer)
         sampler = Sampler(engine, 1, questions, tokenizer, graders, 0)
         modes = (Mode.THINKING,) * 8 + (Mode.NON_THINKING,) * 8

@@ -434,6 +434,11 @@ class RewardConfig(Section):
         default=0.0, ge=0, description="the same in the reference's unit; either is enough"
     )
     num_workers: int = Field(default=2, gt=0, description="grading processes of an engine")
+    cpu_seconds: float = Field(default=1.5, gt=0, description="processor time of an answer; beyond it, it gets 0")
+    wall_seconds: float = Field(
+        default=10.0, gt=0, description="the same by the clock, for a plug-in that waits instead of computing"
+    )
+    memory_mib: int = Field(default=512, gt=0, description="the same of memory, beyond what a grading process has")
 
 
 class RolloutConfig(Section):

@@ -19,12 +19,15 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.grading.quantities import Tolerance
 from megatron_mm.grading.rewards import Failure, Plugin, RewardSpec
 from megatron_mm.processes import end_with_parent
+
+if TYPE_CHECKING:  # what grades needs no pydantic
+    from megatron_mm.config.schema import RewardConfig
 
 # A pipe takes as much at once or not at all.
 _MAX_REPLY_BYTES = 4096
@@ -61,6 +64,11 @@ class Limits:
     memory_bytes: int = 512 * 2**20
     answer_chars: int = 2000
     response_chars: int = 1_000_000
+
+    @classmethod
+    def of_config(cls, config: "RewardConfig") -> Self:
+        """As a run's config has them; lengths are not in it."""
+        return cls(config.cpu_seconds, config.wall_seconds, config.memory_mib * 2**20)
 
 
 @dataclass(frozen=True, slots=True)

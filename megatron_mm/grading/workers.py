@@ -17,11 +17,14 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.grading.keeper import Limits, Orders, Verdict
 from megatron_mm.grading.rewards import Failure, Grade, RewardSpec, Submission
+
+if TYPE_CHECKING:  # what grades needs no pydantic
+    from megatron_mm.config.schema import RewardConfig
 
 # Importing takes half a second; a shared file system of a cluster may need a minute.
 _START_SECONDS = 120.0
@@ -88,6 +91,11 @@ class Graders:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of_config(cls, config: "RewardConfig") -> Self:
+        """As a run's config has them."""
+        return cls(RewardSpec.of_config(config), config.num_workers, Limits.of_config(config))
 
     def __enter__(self) -> Self:
         return self

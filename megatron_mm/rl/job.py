@@ -61,7 +61,7 @@ class ReinforceJob:
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
         check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
         check_engine(config, config.rl)
-        self._reward = RewardSpec.of_config(config.rl.reward)
+        RewardSpec.of_config(config.rl.reward)  # names that are not known are told before anything is built
         self._questions = Questions(config, data, tokenizer)
         is_validated = config.train.validate_every is not None
         self._held_out = HeldOut(config, data, config.rl.heldout_questions) if is_validated else None
@@ -92,7 +92,7 @@ class ReinforceJob:
 
     def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog, warn: Callable[[str], None]) -> Practice:
         """See Job."""
-        rollout, reward = self._rl.rollout, self._rl.reward
+        rollout = self._rl.rollout
         language = trainee.chunks[-1].language
         language.makes_entropies = self._rl.objective.entropy_coef > 0
         language.never_drawn = self._tokenizer.control(IMAGE)
@@ -111,7 +111,7 @@ class ReinforceJob:
                 f"rl.algorithm={self._rl.algorithm} draws nothing in auto mode: without train.validate_every nobody "
                 "sees the think rate, nor a mode that collapses"
             )
-        graders = Graders(self._reward, reward.num_workers) if dist.get_rank() % rollout.ranks == 0 else None
+        graders = Graders.of_config(self._rl.reward) if dist.get_rank() % rollout.ranks == 0 else None
         return Practice(
             config=self._config,
             rl=self._rl,

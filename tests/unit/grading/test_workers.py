@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.schema import RewardConfig
 from megatron_mm.grading.keeper import Limits
 from megatron_mm.grading.rewards import Failure, Grade, RewardSpec, Submission
 from megatron_mm.grading.workers import Graders
@@ -26,6 +27,7 @@ MISDEEDS = """
 import ctypes, os, signal, sys, time
 
 def pay(response, reference, question):
+    started = time.process_time()
     if response == "hang":
         while True: pass
     if response == "sleep": time.sleep(1000)
@@ -39,6 +41,10 @@ def pay(response, reference, question):
     if response == "bomb":
         hoard = []
         while True: hoard.append(bytearray(2 ** 24))
+    if response == "some memory": bytearray(2 ** 26)
+    if response == "some work":
+        while time.process_time() < started + 0.8: pass
+    if response == "some time": time.sleep(1)
     if response == "swallowed bomb":
         try: bytearray(2 ** 40)
         except MemoryError: return 0.25
@@ -82,6 +88,19 @@ def misdeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Grader
     limits = Limits(cpu_seconds=0.3, wall_seconds=3.0, memory_bytes=128 * 2**20)
     with Graders(RewardSpec(name="planted"), 2, limits) as pool:
         yield pool
+
+
+def test_a_run_says_what_an_answer_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_plugin(tmp_path, monkeypatch, MISDEEDS)
+    tasks = [Submission(f"some {what}", "") for what in ("memory", "work", "time")]
+    with Graders.of_config(RewardConfig(name="planted")) as pool:
+        assert _failures(pool.grade(tasks)) == [None] * 3
+    strict = {"memory_mib": 32, "cpu_seconds": 0.4, "wall_seconds": 0.5}
+    for task, name in zip(tasks, strict, strict=True):
+        with Graders.of_config(RewardConfig(**{"name": "planted", name: strict[name]})) as pool:
+            (failure,) = _failures(pool.grade([task]))
+        assert failure == (Failure.MEMORY if name == "memory_mib" else Failure.TIMEOUT), name
+    assert Limits.of_config(RewardConfig()) == Limits()
 
 
 def _failures(grades: list[Grade]) -> list[Failure | None]:
