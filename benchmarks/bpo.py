@@ -8,7 +8,7 @@ without) and mini/grpo (16 in auto mode) learn, with three seeds each; seeds cha
 model they begin with. The learning rate was chosen with seed 3, which is not counted: 1e-4 and 5e-5 give the same
 accuracy, but from step 15 and 26 on easy questions are thought about as well.
 
-What is done is kept in runs/bpo; the same command goes on from there. It draws results/bpo.svg. About 25 minutes.
+What is done is kept in runs/bpo; the same command goes on from there. It draws results/bpo.svg. 25 to 60 minutes.
 """
 
 import statistics
