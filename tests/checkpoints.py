@@ -44,10 +44,17 @@ def make_checkpoint(run_dir: Path, step: int) -> Path:
     checkpoint.mkdir(parents=True)
     for number, name in enumerate((".metadata", "__0_0.distcp", "__1_0.distcp", "common.pt", "metadata.json")):
         (checkpoint / name).write_bytes(bytes([number, step % 256]) * 500)
-    files = {file.name: FileRecord.of(file) for file in checkpoint.iterdir()}
-    Manifest.of(checkpoint).write_text(Manifest(step, files).to_json(), encoding="utf-8")
+    seal(checkpoint, step)
     paths.point_to(checkpoint)
     return checkpoint
+
+
+def seal(checkpoint: Path, step: int) -> None:
+    """Write the manifest of what is there."""
+    manifest = Manifest.of(checkpoint)
+    manifest.unlink(missing_ok=True)
+    files = {file.name: FileRecord.of(file) for file in checkpoint.iterdir()}
+    manifest.write_text(Manifest(step, files).to_json(), encoding="utf-8")
 
 
 def flip_bit(file: Path) -> None:

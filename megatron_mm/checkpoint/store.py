@@ -22,6 +22,9 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 
+#: Counted up where a run cannot go on from what checkpoints held before. Weights load from every one.
+FORMAT = 1
+
 
 def content_of(
     step: int, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer, progress: dict[str, Any]
@@ -35,6 +38,7 @@ def content_of(
     model = model_state(chunks)
     return {
         "progress": {**progress, "step": step},
+        "format": FORMAT,
         "optimizer_kind": _kind(optimizer),
         "model": model,
         "optimizer": optimizer_state(optimizer, model, _metadata()),
@@ -90,10 +94,10 @@ def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: M
         The progress that was saved with it; "step" is the number of steps done.
 
     Raises:
-        InputError: the checkpoint is of another model, or damaged.
+        InputError: the checkpoint is of another model, optimizer or format, or damaged.
     """
     checkpoint = find(checkpoint)
-    _check_kind(optimizer, checkpoint)
+    _check_resumable(optimizer, checkpoint)
     sharded = model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
     loaded = _load({"model": sharded, "optimizer": optimizer_state}, checkpoint)
@@ -111,12 +115,18 @@ def _kind(optimizer: MegatronOptimizer) -> str:
     return kind
 
 
-def _check_kind(optimizer: MegatronOptimizer, checkpoint: Path) -> None:
-    stored: Any = dist_checkpointing.load_common_state_dict(str(checkpoint)).get("optimizer_kind", "distributed")
-    if stored != _kind(optimizer):
+def _check_resumable(optimizer: MegatronOptimizer, checkpoint: Path) -> None:
+    common: Any = dist_checkpointing.load_common_state_dict(str(checkpoint))
+    stored, kind = common.get("format"), common.get("optimizer_kind")
+    if stored != FORMAT:
         raise InputError(
-            f"checkpoint {checkpoint} holds the state of a {stored} optimizer; resume with optim.distributed="
-            f"{str(stored == 'distributed').lower()}, or start a new run with init_from={checkpoint}"
+            f"checkpoint {checkpoint} cannot be resumed: its format is {stored or 'none (imported, or older)'}, not "
+            f"{FORMAT}; start a new run with init_from={checkpoint}"
+        )
+    if kind != _kind(optimizer):
+        raise InputError(
+            f"checkpoint {checkpoint} holds the state of a {kind} optimizer; resume with optim.distributed="
+            f"{str(kind == 'distributed').lower()}, or start a new run with init_from={checkpoint}"
         )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.checkpoint import paths
-from megatron_mm.checkpoint.store import load_weights
+from megatron_mm.checkpoint.store import FORMAT, load_weights
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import PreparedData
@@ -18,7 +18,7 @@ from megatron_mm.parallel.platform import get_platform
 from megatron_mm.train.loop import train
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
-from tests.checkpoints import assert_same, content
+from tests.checkpoints import assert_same, content, seal
 from tests.layouts import EXPERT_LAYOUTS, LAYOUTS, layout
 from tests.ranks import run_on_ranks
 from tests.tiny import digits_config, tiny_config
@@ -148,3 +148,19 @@ def test_a_plain_optimizer_resumes_its_own_checkpoints_only(digits: Path, tmp_pa
     other = whole.model_copy(update={"optim": whole.optim.model_copy(update={"distributed": True})})
     for message in run_on_ranks(_train_and_tell, 2, other):
         assert "holds the state of a plain optimizer; resume with optim.distributed=false" in message
+
+
+def test_a_checkpoint_of_another_format_starts_runs_but_is_not_resumed(digits: Path, tmp_path: Path) -> None:
+    config = _config(digits, tmp_path / "run")
+    run_on_ranks(train, 1, config)
+    checkpoint = paths.newest(config.run_dir)
+    assert checkpoint is not None
+    common = torch.load(checkpoint / "common.pt")
+    assert common.pop("format") == FORMAT
+    for stored, said in (({}, "none (imported, or older)"), ({"format": FORMAT + 1}, FORMAT + 1)):
+        torch.save({**common, **stored}, checkpoint / "common.pt")
+        seal(checkpoint, config.train.steps)
+        (message,) = run_on_ranks(_train_and_tell, 1, config)
+        assert f"{checkpoint} cannot be resumed: its format is {said}, not {FORMAT}" in message
+        assert f"init_from={checkpoint}" in message
+    run_on_ranks(train, 1, config.model_copy(update={"run_dir": tmp_path / "other", "init_from": checkpoint}))
