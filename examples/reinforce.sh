@@ -14,8 +14,12 @@ if [ "${1:-}" = --mini ]; then
     RANKS=2
     if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then RANKS=1; fi
     [ -d runs/quickstart/model ] || bash examples/quickstart.sh
-    [ -d "$start" ] || megatron-mm train "mini/$(basename "$start")" data.path=runs/quickstart/data \
-        init_from=runs/quickstart/stage3 run_dir="$start" --nproc "$RANKS"
+    if [ "$start" = runs/quickstart/cold_start ]; then
+        # A part of its steps: after all of them there is nothing left to learn (benchmarks/ptst.py). Goes on where it
+        # was cut off, and does nothing when it is done.
+        megatron-mm train mini/cold_start data.path=runs/quickstart/data init_from=runs/quickstart/stage3 \
+            run_dir="$start" train.steps=105 optim.warmup_steps=5 --nproc "$RANKS"
+    fi
     megatron-mm rl "$mini" data.path=runs/quickstart/data init_from="$start" run_dir="runs/$mini" "$@" --nproc "$RANKS"
 else
     megatron-mm rl "$recipe" "$@" --nproc "$(nvidia-smi -L | wc -l)"

@@ -349,6 +349,9 @@ class GuardConfig(Section):
         "is a spike, whose update is skipped; 0 lets spikes pass. NaN and infinity are always skipped. Left out: 6, or "
         "0 in reinforcement learning, where both hang on which responses were right",
     )
+    spike_rise: float = Field(
+        default=0.1, ge=0, description="a loss that is less above that mean, in nats a token, is no spike"
+    )
     spike_window: int = Field(default=128, gt=1, description="steps remembered; spikes are told from half of it on")
     max_skips: int = Field(
         default=5, gt=0, description="updates in a row skipped, for NaN or a loss that spikes, before a roll-back"

@@ -9,14 +9,14 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.telemetry.boards import Board, BoardError, open_boards
 from megatron_mm.telemetry.configs import write_config
 from megatron_mm.telemetry.lines import JsonLines, cut_after
-from megatron_mm.telemetry.terminal import Terminal, warn
+from megatron_mm.telemetry.terminal import Terminal
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 
 
 class Telemetry:
-    """Takes the metrics of a run. Only the writing rank has a live one; on the others there are warnings alone.
+    """Takes the metrics of a run. Only the writing rank has a live one; the others are silent.
 
     A run does not end because its metrics cannot be written: it says so, goes on, and writes them when it can again.
 
@@ -51,13 +51,12 @@ class Telemetry:
             self._terminal.say(text)
 
     def warn(self, text: str, *, step: int | None = None) -> None:
-        """Print a line to standard error; the writing rank records it in events.jsonl as well.
+        """Print a line to standard error and record it in events.jsonl, on the writing rank: for what all ranks know.
 
         Args:
             step: that it is about; left out, the last that was logged.
         """
         if not self._writes:
-            warn(text)
             return
         self._terminal.warn(text)
         times = {"time": time.time(), "monotonic_seconds": time.monotonic()}

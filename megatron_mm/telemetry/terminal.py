@@ -11,7 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 # metrics.jsonl has them all.
-SHOWN = ("loss", "grad_norm", "lr", "tokens_per_second", "tflops", "mfu", "data_wait")
+LEARNING = ("tokens_per_second", "tflops", "mfu", "data_wait")
+REINFORCING = ("reward", "think_rate", "heldout/think_rate", "kl", "truncated")
+SHOWN = ("loss", *REINFORCING, "grad_norm", "lr", *LEARNING)
 
 
 class Terminal:
@@ -56,7 +58,8 @@ class Terminal:
     def warn(self, text: str) -> None:
         """Print a line to standard error."""
         self.close()  # else it would stand in the bar's line
-        warn(text)
+        with _though_unheard():
+            print(f"megatron-mm: {text}", file=sys.stderr, flush=True)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """How far the run is, and its most telling figures."""
@@ -78,12 +81,6 @@ class Terminal:
         if self._progress is not None:
             with _though_unheard():
                 self._progress.stop()
-
-
-def warn(text: str) -> None:
-    """Print a line to standard error; training goes on where nobody takes it."""
-    with _though_unheard():
-        print(f"megatron-mm: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

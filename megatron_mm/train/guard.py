@@ -14,8 +14,9 @@ class Guard:
     """Judges each step by its loss and gradient norm, and remembers the last ones.
 
     A spike is told as OLMo-core's SkipStepOptimizer does: so many standard deviations above the mean of the last
-    steps. Losses that spike are not remembered: where they stay high, the run has to roll back. A gradient norm may
-    rise for good while the loss falls.
+    steps. Losses that spike are not remembered: where they stay high, the run has to roll back. So a loss has to rise
+    by `spike_rise` as well, else a run whose losses are nearly 0 would end on noise. A gradient norm may rise for good
+    while the loss falls.
 
     Args:
         config: says what is skipped.
@@ -43,7 +44,11 @@ class Guard:
 
     def judge(self, loss: float, grad_norm: float) -> str | None:
         """Why the update of this step would do harm, None if it would not."""
-        reason = _infinite("loss", loss) or _infinite("gradient norm", grad_norm) or self._spike("loss", loss)
+        reason = (
+            _infinite("loss", loss)
+            or _infinite("gradient norm", grad_norm)
+            or self._spike("loss", loss, self._config.spike_rise)
+        )
         if reason is not None:
             self._in_a_row += 1
         else:
@@ -55,13 +60,13 @@ class Guard:
         self.num_skipped += reason is not None
         return reason
 
-    def _spike(self, name: str, value: float) -> str | None:
+    def _spike(self, name: str, value: float, least_rise: float = 0.0) -> str | None:
         past = self._remembered[name]
         if not self._sigma or len(past) < self._config.spike_window // 2:
             return None
         mean = math.fsum(past) / len(past)
         deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in past) / len(past))
-        if value <= mean + self._sigma * deviation:
+        if value <= mean + max(self._sigma * deviation, least_rise):
             return None
         return f"the {name} {value:.4g} is a spike (mean {mean:.4g}, standard deviation {deviation:.2g})"
 

@@ -102,13 +102,13 @@ def test_warnings_are_recorded_with_both_clocks(tmp_path: Path, capsys: pytest.C
     telemetry.warn("third", step=9)
     telemetry.close()
     other = Telemetry(_config(tmp_path / "other"), writes=False, first_step=0)
-    other.warn("of another rank")
+    other.warn("nothing")
     _log(other, 0, 1)
     other.rewind(0)
     other.say("nothing")
     other.close()
     told = capsys.readouterr()
-    assert told.err.splitlines() == [f"megatron-mm: {text}" for text in ("first", "second", "third", "of another rank")]
+    assert told.err.splitlines() == [f"megatron-mm: {text}" for text in ("first", "second", "third")]
     assert "nothing" not in told.out
     assert not (tmp_path / "other").exists()
     events = _lines(tmp_path, "events.jsonl")
@@ -166,7 +166,7 @@ telemetry = Telemetry(config, writes=True, first_step=10)
 telemetry.say("a greeting [with brackets]")
 telemetry.log(20, {"loss": 2.5, "grad_norm": 1.0, "loss/ocr/thinking": 7.75})
 telemetry.warn("a warning")
-telemetry.log(100, {"loss": 1.5, "grad_norm": 1.0})
+telemetry.log(100, {"loss": 1.5, "grad_norm": 1.0, "reward": 0.75, "reward/thinking": 1.0, "heldout/think_rate": 0.5})
 telemetry.close()
 """
 
@@ -177,6 +177,7 @@ def test_plain_lines_where_nobody_looks(tmp_path: Path) -> None:
     greeting, first, last = result.stdout.splitlines()
     assert greeting == "a greeting [with brackets]"
     assert first.startswith("tiny  step 20/100  loss 2.5  grad_norm 1  0:00:0")
+    assert "loss 1.5  reward 0.75  heldout/think_rate 0.5  grad_norm 1" in last
     assert last.endswith("(0:00:00 left)")
     assert "\x1b" not in result.stdout
     assert result.stderr == "megatron-mm: a warning\n"

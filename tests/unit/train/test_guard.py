@@ -34,6 +34,18 @@ def test_spikes_are_told_by_mean_and_deviation() -> None:
     assert _settled(spike_sigma=0).judge(100.0, 100.0) is None
 
 
+def test_losses_that_are_nearly_nothing_do_not_spike() -> None:
+    learned = [0.0002, 0.0001] * 10
+    guard = Guard(GuardConfig(spike_window=20, max_skips=1))
+    assert [guard.judge(loss, 1.0) for loss in (*learned, 0.0155, 0.0998)] == [None] * 22
+    assert "loss 0.31 is a spike" in str(guard.judge(0.31, 1.0))
+    asked = Guard(GuardConfig(spike_window=20, spike_rise=0.01))
+    assert [asked.judge(loss, 1.0) for loss in (*learned, 0.0099)] == [None] * 21
+    assert "loss 0.0155 is a spike" in str(asked.judge(0.0155, 1.0))
+    # The rise is a loss's: a norm has no unit.
+    assert asked.judge(0.0001, 1.001) is not None
+
+
 def test_kinds_of_runs_differ_in_what_a_spike_is_and_the_config_has_the_last_word() -> None:
     for asked, skipped in ((None, False), (6.0, True)):
         guard = Guard(GuardConfig(spike_window=2, spike_sigma=asked), ReinforceJob.spike_sigma)
