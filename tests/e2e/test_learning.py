@@ -1,21 +1,33 @@
-"""The whole quickstart learns to read: minutes, so in the slow set. Writes benchmarks/results/quickstart.json."""
+"""The whole quickstart learns to read, and the examples of reinforcement learning go on from it: in the slow set.
+
+Writes benchmarks/results/quickstart.json.
+"""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import runs
+
 ROOT = Path(__file__).parents[2]
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(45 * 60)]
 
-@pytest.mark.slow
-@pytest.mark.timeout(45 * 60)
-def test_vllm_reads_heldout_digits_after_the_quickstart() -> None:
+
+@pytest.fixture(scope="module")
+def scores() -> dict[tuple[str, str], dict[str, Any]]:
+    """The quickstart's report, by source and mode."""
     subprocess.run([sys.executable, "benchmarks/run.py", "quickstart"], cwd=ROOT, check=True)
     report = json.loads((ROOT / "runs" / "quickstart" / "report.json").read_text(encoding="utf-8"))
-    scores = {(score["source"], score["mode"]): score for score in report}
+    return {(score["source"], score["mode"]): score for score in report}
+
+
+def test_vllm_reads_heldout_digits_after_the_quickstart(scores: dict[tuple[str, str], dict[str, Any]]) -> None:
     for mode in ("thinking", "non_thinking", "auto"):
         assert scores["digits/easy", mode]["num_questions"] == 200
         assert scores["digits/easy", mode]["accuracy"] >= 0.9
@@ -30,3 +42,44 @@ def test_vllm_reads_heldout_digits_after_the_quickstart() -> None:
     # Captions were taught without thoughts only.
     assert scores["digits/caption", "auto"]["think_rate"] <= 0.01
     assert scores["digits/caption", "auto"]["accuracy"] >= 0.8
+
+
+def _example(name: str, run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
+    """The metrics of an example that is run in miniature, as its first lines say."""
+    subprocess.run(["bash", f"examples/{name}.sh", "--mini", f"run_dir={run_dir}", *overrides], cwd=ROOT, check=True)
+    return runs.metrics(run_dir)
+
+
+def _mean(lines: list[dict[str, Any]], name: str) -> float:
+    return statistics.mean(line[name] for line in lines)
+
+
+def test_bpo_teaches_when_to_think(scores: dict[tuple[str, str], dict[str, Any]], tmp_path: Path) -> None:
+    lines = _example("bpo_qwen3_4b", tmp_path)
+    assert len(lines) == 40
+    accuracy = lines[-1]["heldout/digits/hard/non_thinking/accuracy"]
+    assert accuracy >= scores["digits/hard", "auto"]["accuracy"] + 0.15
+    assert accuracy >= scores["digits/hard", "thinking"]["accuracy"] - 0.05
+    # It thinks where it helps. The paper's Fig. 8 has the same order.
+    assert lines[-1]["heldout/digits/hard/non_thinking/think_rate"] >= 0.9
+    assert lines[-1]["heldout/digits/easy/non_thinking/think_rate"] <= 0.1
+    assert lines[-1]["heldout/digits/easy/non_thinking/accuracy"] >= 0.9
+
+
+def test_ptst_teaches_the_form_that_a_cold_start_garbles(
+    scores: dict[tuple[str, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    lines = _example("vision_r1_ptst", tmp_path)
+    assert len(lines) == 40
+    assert _mean(lines[-5:], "reward") >= _mean(lines[:5], "reward") + 0.15
+    # The first stage has no room for their answers.
+    hard = "heldout/digits/hard/thinking/accuracy"
+    assert lines[19][hard] <= 0.05
+    assert lines[-1][hard] >= 0.8
+
+
+def test_the_example_of_grpo_starts(scores: dict[tuple[str, str], dict[str, Any]], tmp_path: Path) -> None:
+    stages = "rl.stages=[{steps: 5, max_response_tokens: 64, group_size: 16}]"
+    lines = _example("grpo_qwen3_4b", tmp_path, "train.steps=5", stages)
+    assert len(lines) == 5
+    assert _mean(lines, "reward/auto") > 0
