@@ -74,6 +74,7 @@ def policy_terms(
     - `ratio: sequence`: GSPO (2507.18071, eq. 5 to 7), in the form of its eq. 14, whose value and gradient are the same
       where all tokens of a response have one advantage.
     - KL: k1 = log pi - log ref, or k3 = ref / pi - log(ref / pi) - 1 (2402.03300, eq. 4; Vision-R1, 2503.06749, eq. 2).
+      Both are estimates from tokens of the policy; for those that were given see `chances`.
     - Mismatch: the objective is an expectation under the policy, but an engine with other kernels drew the tokens.
       Weights of pi_old / pi_engine correct that, cut off at `mismatch_cap` (truncated importance sampling, as verl and
       slime have it), or tokens beyond the cap on either side are left out (IcePop, 2510.18855).
@@ -104,7 +105,7 @@ def policy_terms(
         gain = gain * ((mismatch <= config.mismatch_cap) & (mismatch >= 1 / config.mismatch_cap))
     loss, kl = -gain, torch.zeros_like(log_ratio)
     if tokens.reference is not None:
-        kl = divergence(config.kl_estimator, logprobs, tokens.reference)
+        kl = divergence(config.kl_estimator, logprobs, tokens.reference) * chances(logprobs, tokens)
         if config.kl == "loss":
             loss = loss + config.kl_coef * kl
     if config.entropy_coef:
@@ -124,8 +125,22 @@ def response_divergence(config: ObjectiveConfig, tokens: Tokens, num_responses: 
         num_responses: R.
     """
     assert tokens.reference is not None
-    each = divergence(config.kl_estimator, tokens.old, tokens.reference).double() * (tokens.weights > 0)
+    each = divergence(config.kl_estimator, tokens.old, tokens.reference) * chances(tokens.old, tokens)
+    each = each.double() * (tokens.weights > 0)
     return each.new_zeros(num_responses).index_add_(0, tokens.responses, each)
+
+
+def chances(logprobs: Tensor, tokens: Tokens) -> Tensor:
+    """What each token counts in a mean over the policy's draws: [N], 1 if it was drawn, else its probability.
+
+    BPO gives the triggers of both modes as often, however improbable one is. Counted like a draw, a trigger of
+    probability p adds ref / p to k3: the rarer the mode that was right, the more its responses would be charged.
+
+    Args:
+        logprobs: of the tokens under the policy.
+        tokens: the tokens.
+    """
+    return torch.where(tokens.sampled.isfinite(), 1.0, logprobs.detach().exp())
 
 
 def divergence(estimator: str, logprobs: Tensor, reference: Tensor) -> Tensor:

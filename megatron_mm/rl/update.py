@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_mm.config.schema import ObjectiveConfig
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.rl.experience import RolloutBatch
-from megatron_mm.rl.objective import policy_terms
+from megatron_mm.rl.objective import chances, policy_terms
 from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.step import forward_backward
 
@@ -47,7 +47,7 @@ class PolicyLoss:
         terms = policy_terms(self.config, -losses, tokens, entropies, context if context.size() > 1 else None)
         loss = terms.loss.sum() * self.num_tokens
         # Without the bonus the entropy is estimated by what was drawn.
-        entropy = losses if entropies is None else entropies
+        entropy = losses * chances(-losses, tokens) if entropies is None else entropies
         values = (terms.kl, terms.clipped, terms.log_ratio.exp(), entropy, terms.mismatch)
         counted = tokens.weights > 0
         sums = torch.stack([loss.detach().double(), *(value.detach()[counted].double().sum() for value in values)])

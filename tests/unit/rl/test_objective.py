@@ -72,8 +72,10 @@ def _by_the_papers(config: ObjectiveConfig, case: dict[str, list[Tensor]], logit
                 gain = torch.zeros((), dtype=torch.float64)
             if config.kl == "loss":
                 quotient = case["reference"][number][t].exp() / probabilities[t]
-                k3 = quotient - torch.log(quotient) - 1
-                gain = gain - config.kl_coef * (k3 if config.kl_estimator == "k3" else -torch.log(quotient))
+                kl = quotient - torch.log(quotient) - 1 if config.kl_estimator == "k3" else -torch.log(quotient)
+                # The share of the policy's draws that have this token.
+                kl = kl * (probabilities[t].item() if math.isnan(sampled) else 1.0)
+                gain = gain - config.kl_coef * kl
             distribution = logits[number][t].softmax(-1)
             gain = gain - config.entropy_coef * (distribution * distribution.log()).sum()
             of_response = of_response - gain
@@ -184,8 +186,27 @@ def test_rewards_are_charged_for_all_trained_tokens_of_a_response(estimator: str
     tokens = Tokens(old, torch.cat(case["sampled"]), reference, torch.zeros_like(old), weights, responses)
     config = ObjectiveConfig(kl="reward", kl_estimator=estimator)  # pyright: ignore[reportArgumentType]
     expected = [0.0] * (len(LENGTHS) + 1)
-    for response, now, then, weight in zip(responses.tolist(), old, reference, weights, strict=True):
+    for number, (response, now, then) in enumerate(zip(responses.tolist(), old, reference, strict=True)):
         quotient = math.exp(then - now)
-        expected[response] += (quotient - math.log(quotient) - 1 if estimator == "k3" else -math.log(quotient)) * weight
+        kl = quotient - math.log(quotient) - 1 if estimator == "k3" else -math.log(quotient)
+        was_given = math.isnan(tokens.sampled[number])
+        expected[response] += kl * weights[number] * (math.exp(now) if was_given else 1.0)
     found = response_divergence(config, tokens, len(expected))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rare", [0.3, 1e-3, 1e-6])
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_triggers_of_both_modes_make_up_the_divergence_of_the_decision(estimator: str, rare: float) -> None:
+    """As drawn ones do on average: value KL(pi || ref); gradient in a loss 0 for k1, and KL(ref || pi)'s for k3."""
+    config = ObjectiveConfig(kl_coef=1.0, kl_estimator=estimator)  # pyright: ignore[reportArgumentType]
+    reference = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    logits = torch.tensor([rare, 1 - rare], dtype=torch.float64).log().requires_grad_()
+    logprobs = logits.log_softmax(-1)
+    nothing, given = torch.zeros(2, dtype=torch.float64), torch.full((2,), math.nan, dtype=torch.float64)
+    tokens = Tokens(logprobs.detach(), given, reference.log(), nothing, nothing + 1, torch.arange(2))
+    policy_terms(config, logprobs, tokens).loss.sum().backward()
+    policy = logprobs.detach().exp()
+    torch.testing.assert_close(logits.grad, nothing if estimator == "k1" else policy - reference)
+    expected = (policy * (policy / reference).log()).sum()
+    torch.testing.assert_close(response_divergence(config, tokens, 2).sum(), expected)
