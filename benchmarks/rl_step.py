@@ -140,7 +140,7 @@ def _exchange(start: Path) -> list[Figure]:
                 copy.copy_(parameter)
             plains.append(time.monotonic() - began)
             began = time.monotonic()
-            engine.load(iter(ready))
+            engine.load(iter(ready), engine.parts({n: tuple(t.shape) for n, t in ready}))
             floors.append(time.monotonic() - began)
             loads.append(report.load_seconds)
             checks.append(report.check_seconds)

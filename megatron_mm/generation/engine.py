@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +220,17 @@ class Engine:
                 )
         return [[_completion(one) for one in output.outputs] for output in outputs]
 
-    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take whole tensors by their Hugging Face names in place of the weights; an engine's ranks do it together.
+    def load(self, tensors: Iterable[tuple[str, Tensor]], parts: Mapping[str, Sequence[Part]]) -> None:
+        """Take whole tensors by their Hugging Face names in place of the weights.
 
         Memory that was given back is taken again for weights alone: the cache's waits until there is a prompt.
+
+        Args:
+            tensors: all of the model's.
+            parts: see `parts`.
         """
         self._wake(_WEIGHTS)
-        load_weights(self._worker, tensors)
+        load_weights(parts, tensors)
         self._has_weights = True
         # What the old weights made of prompts and pictures. The worker forgets some of it by itself, and the scheduler,
         # which is not told, would wait for it.
@@ -252,23 +257,19 @@ class Engine:
             self._llm.wake_up(asleep)
             self._asleep -= set(asleep)
 
-    def parts(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
-        """What this rank's worker holds of the tensors with these names and shapes.
+    def parts(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Part]]:
+        """What this rank's worker holds of each of the tensors with these names and shapes.
 
         Raises:
             RuntimeError: it holds parameters that none of them is for, or has no place for one.
         """
-        model = self._worker.get_model()
+        executor: Any = self._llm.llm_engine.model_executor
+        model = executor.driver_worker.worker.get_model()
         parts = find_parts(model, shapes)
-        left = uncovered(model, parts)
+        left = uncovered(model, chain.from_iterable(parts.values()))
         if left:
             raise RuntimeError(f"nothing is sent for these parameters of vLLM's model: {left}")
         return parts
-
-    @property
-    def _worker(self) -> Any:
-        executor: Any = self._llm.llm_engine.model_executor
-        return executor.driver_worker.worker
 
     def _parameters(self, sampling: Sampling) -> Any:
         from vllm import SamplingParams

@@ -1,11 +1,14 @@
-"""The weights that a vLLM worker computes with: loading them, and reading them back to be compared.
+"""The weights that a vLLM worker computes with: writing over them, and reading them back to be compared.
 
-On the CPU vLLM packs matrices for its kernels and drops the originals, so a packed one is read by what it makes of the
-unit vectors. One term of every sum is not zero then, so nothing is rounded.
+On the CPU vLLM packs matrices for its kernels and drops the originals. A packed one is packed anew when all of its rows
+have come, and is read by what it makes of the unit vectors: one term of every sum is not zero then, so nothing is
+rounded.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import FunctionType
 from typing import Any
 
@@ -41,53 +44,99 @@ class Part:
     @property
     def dtype(self) -> torch.dtype:
         """Of its elements."""
-        return getattr(self.module, self.leaf).dtype
+        return self.parameter.dtype
+
+    @property
+    def parameter(self) -> Tensor:
+        """Of the module; empty where it was packed and dropped."""
+        return getattr(self.module, self.leaf).data
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the module may multiply by anything but its parameter: a function that keeps nothing cannot.
+
+        vLLM 0.32 has such a function where oneDNN has no kernel, as for bf16 on CPUs without instructions for it.
+        """
+        if not self.multiplies:
+            return False
+        module: Any = self.module
+        multiply = module.cpu_linear
+        return not isinstance(multiply, FunctionType) or bool(multiply.__closure__ or multiply.__defaults__)
 
     def read(self) -> Tensor:
         """The part as it is computed with."""
-        parameter = getattr(self.module, self.leaf)
-        if not self.multiplies or not _is_packed(self.module):
-            return parameter.data[self.rows]
+        if not self.is_packed:
+            return self.parameter[self.rows]
         module: Any = self.module
         columns = module.embedding_dim if hasattr(module, "embedding_dim") else module.input_size_per_partition
-        units = torch.eye(columns, dtype=parameter.dtype, device=parameter.device)
+        units = torch.eye(columns, dtype=self.dtype, device=self.parameter.device)
         return module.quant_method.apply(module, units, None)[:, self.rows].T
 
 
-def _is_packed(module: Any) -> bool:
-    """Whether it may multiply by anything but its parameter: a function that keeps nothing of its own cannot.
+@torch.no_grad()
+def load_weights(parts: Mapping[str, Sequence[Part]], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write whole tensors over what a worker holds of them. What is not among them stays as it is.
 
-    vLLM 0.32 has such a function where oneDNN has no kernel, as for bf16 on CPUs without instructions for it.
+    vLLM's own reloading makes every parameter a second time and copies it thrice, and forgets the packed copy of a tied
+    output matrix.
+
+    Args:
+        parts: of each tensor, by its Hugging Face name.
+        tensors: by the same names, each once.
     """
-    multiply = module.cpu_linear
-    return not isinstance(multiply, FunctionType) or bool(multiply.__closure__ or multiply.__defaults__)
+    to_come: dict[nn.Module, list[Part]] = defaultdict(list)
+    for part in chain.from_iterable(parts.values()):
+        if part.is_packed:
+            to_come[part.module].append(part)
+    matrices: dict[nn.Module, Tensor] = {}
+    for name, tensor in tensors:
+        for part in parts[name]:
+            if not part.is_packed:
+                part.parameter[part.rows].copy_(tensor[part.index])
+                continue
+            module = part.module
+            if module not in matrices:
+                matrices[module] = _matrix_of(module)
+            matrices[module][part.rows].copy_(tensor[part.index])
+            to_come[module].remove(part)
+            if not to_come[module]:
+                _pack(module, matrices.pop(module))
+    for module, matrix in matrices.items():
+        for part in to_come[module]:
+            matrix[part.rows].copy_(part.read())
+        _pack(module, matrix)
 
 
-def load_weights(worker: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Bring whole tensors, by their Hugging Face names, into a worker; all ranks of its group do it together."""
-    worker.reload_weights(weights_iterator=tensors)
-    # A tied output matrix is no layer of its own to vLLM's reloading, and its packed copy stays what it was.
-    output = worker.get_model().language_model.lm_head
-    output.quant_method.process_weights_after_loading(output)
+def _matrix_of(module: Any) -> Tensor:
+    """The matrix that a module packs; its own where it still has it."""
+    held = module.weight.data
+    if held.numel():
+        return held
+    return held.new_empty(module.output_size_per_partition, module.input_size_per_partition)
 
 
-def find_parts(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[Part]:
-    """What a worker's model holds of the tensors with these names and shapes; a tied table is there twice.
+def _pack(module: Any, matrix: Tensor) -> None:
+    module.weight = nn.Parameter(matrix, requires_grad=False)
+    module.quant_method.process_weights_after_loading(module)
+
+
+def find_parts(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Part]]:
+    """What a worker's model holds of each of the tensors with these names and shapes; a tied table is there twice.
 
     Raises:
         KeyError: the model has no place for a tensor.
     """
     modules = dict(model.named_modules())
-    parts = [_part_of(model, modules, name, shape) for name, shape in shapes.items()]
+    parts = {name: [_part_of(model, modules, name, shape)] for name, shape in shapes.items()}
     output: Any = model.language_model.lm_head
-    if not any(part.module is output for part in parts):
-        (table,) = (part for part in parts if part.name.endswith("embed_tokens.weight"))
-        parts.append(replace(table, module=output, multiplies=hasattr(output, "cpu_linear")))
+    if not any(part.module is output for (part,) in parts.values()):
+        (tied,) = (of_tensor for name, of_tensor in parts.items() if name.endswith("embed_tokens.weight"))
+        tied.append(replace(tied[0], module=output, multiplies=hasattr(output, "cpu_linear")))
     return parts
 
 
 def uncovered(model: Any, parts: Iterable[Part]) -> list[str]:
-    """Parameters of a worker's model that no part belongs to."""
+    """Parameters of a worker's model that none of the parts belongs to."""
     known = {(id(part.module), part.leaf) for part in parts}
     return [
         f"{path}.{leaf}" if path else leaf

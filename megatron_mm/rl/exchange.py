@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from megatron_mm.generation.engine import Engine
-from megatron_mm.generation.weights import Part
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
 from megatron_mm.weights.mapping import Rule
@@ -55,9 +54,7 @@ class WeightExchange:
     def __init__(self, chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], engine: Engine):
         self._chunks, self._table, self._engine = chunks, table, engine
         shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
-        self._parts: dict[str, list[Part]] = {name: [] for name in shapes}
-        for part in engine.parts(shapes):
-            self._parts[part.name].append(part)
+        self._parts = engine.parts(shapes)
         groups = chunks[0].groups
         self.own = self._held_by_trainer(groups.tp.rank(), groups.tp.size())
 
@@ -85,7 +82,7 @@ class WeightExchange:
                 noting += time.monotonic() - began
                 yield name, tensor
 
-        self._engine.load(noted())
+        self._engine.load(noted(), self._parts)
         loaded = time.monotonic()
         self._check(sent, compare_all)
         return Exchange(num_bytes, loaded - started - noting, time.monotonic() - loaded + noting)
@@ -127,16 +124,16 @@ class WeightExchange:
 
 def bit_sum(tensor: Tensor) -> Tensor:
     """A sum over a tensor's bits and places, modulo 2^64, that an exchange of two elements changes as well: int64."""
-    # Minus zero is zero, as packed matrices give it back.
-    elements = (tensor + 0).flatten()
-    elements = nn.functional.pad(elements, (0, -elements.numel() % (8 // elements.element_size())))
-    words = elements.view(torch.int64)
-    factors = _factors(tensor.device)
+    factors, per_word = _factors(tensor.device), 8 // tensor.element_size()
     total = torch.full((), tensor.numel(), dtype=torch.int64, device=tensor.device)
-    for first in range(0, len(words), _PIECE):
-        piece = words[first : first + _PIECE]
+    for elements in tensor.flatten().split(_PIECE * per_word):
+        # Minus zero is zero, as packed matrices give it back.
+        elements = elements + 0
+        if elements.numel() % per_word:
+            elements = nn.functional.pad(elements, (0, -elements.numel() % per_word))
+        piece = elements.view(torch.int64)
         # High bits count below as well, or their products would leave the 64 bits.
-        mixed = (piece ^ (piece >> 32)).mul_(factors[: len(piece)])
+        mixed = (piece >> 32).bitwise_xor_(piece).mul_(factors[: len(piece)])
         total = total * _TURN + mixed.sum()
     return total
 

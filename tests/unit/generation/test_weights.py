@@ -1,4 +1,4 @@
-"""What is read back is what a worker multiplies by, packed or not."""
+"""What a worker multiplies by, packed or not, is what is read back and what is written over."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_mm.generation.weights import Part
+from megatron_mm.generation.weights import Part, load_weights
 
 WEIGHT, PACKED = torch.arange(6.0).view(2, 3), -torch.arange(6.0).view(2, 3)
 
@@ -23,16 +23,40 @@ def _with_default(inputs: Tensor, weight: Tensor, bias: Tensor | None, copy: Ten
 
 
 class _Method:
-    """As vLLM's layers have one."""
+    """As vLLM's layers have one.
+
+    Args:
+        drops: whether a packed parameter is dropped, as those of linear layers are, and of tables not.
+    """
+
+    def __init__(self, drops: bool = True):
+        self._drops = drops
 
     def apply(self, module: Any, inputs: Tensor, bias: Tensor | None) -> Tensor:
         return module.cpu_linear(inputs, module.weight, bias)
+
+    def process_weights_after_loading(self, module: Any) -> None:
+        module.cpu_linear = _with_copy(module.weight.data.clone())
+        if self._drops:
+            module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def _plain(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(inputs, weight, bias)
+
+
+def _module(multiply: Callable[..., Tensor], method: _Method) -> Any:
+    module: Any = nn.Linear(3, 2)
+    module.weight.data = WEIGHT.clone()
+    module.input_size_per_partition, module.output_size_per_partition = 3, 2
+    module.quant_method, module.cpu_linear = method, multiply
+    return module
 
 
 @pytest.mark.parametrize(
     ("multiply", "expected"),
     [
-        (lambda inputs, weight, bias: nn.functional.linear(inputs, weight, bias), WEIGHT),
+        (_plain, WEIGHT),
         (_with_copy(PACKED), PACKED),
         (_with_default, PACKED),
         (functools.partial(_with_default, copy=PACKED), PACKED),
@@ -40,8 +64,28 @@ class _Method:
     ids=["the parameter", "a copy", "a default", "a partial"],
 )
 def test_what_is_multiplied_by_is_read(multiply: Callable[..., Tensor], expected: Tensor) -> None:
-    module: Any = nn.Linear(3, 2)
-    module.weight.data = WEIGHT.clone()
-    module.input_size_per_partition, module.quant_method, module.cpu_linear = 3, _Method(), multiply
+    module = _module(multiply, _Method())
     part = Part("a.weight", (slice(0, 2), slice(0, 3)), module, "weight", slice(0, 2), multiplies=True)
     assert torch.equal(part.read(), expected)
+
+
+@pytest.mark.parametrize("sent", [("a", "b"), ("b",)], ids=["all rows", "the last row"])
+@pytest.mark.parametrize("drops", [True, False])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_what_is_multiplied_by_is_written_over(is_packed: bool, drops: bool, sent: tuple[str, ...]) -> None:
+    module = _module(_plain, _Method(drops))
+    if is_packed:
+        module.quant_method.process_weights_after_loading(module)
+    # Of tensors with a column more at either side.
+    index = (slice(0, 1), slice(1, 4))
+    parts = {name: [Part(name, index, module, "weight", slice(row, row + 1), True)] for row, name in enumerate("ab")}
+    parts["bias"] = [Part("bias", (slice(0, 2),), module, "bias", slice(0, 2), False)]
+    tensors = dict(zip("ab", torch.full((2, 1, 5), 9.0).cumsum(0), strict=True)) | {"bias": torch.ones(2)}
+    for round_number in (1, 2):
+        load_weights(parts, [(name, tensors[name] * round_number) for name in ("bias", *sent)])
+        assert torch.equal(module.bias, tensors["bias"] * round_number)
+        for row, name in enumerate("ab"):
+            expected = tensors[name][index] * round_number if name in sent else WEIGHT[row : row + 1]
+            assert torch.equal(parts[name][0].read(), expected)
+            assert torch.equal(module.quant_method.apply(module, torch.eye(3), None)[:, row], expected[0])
+    assert (module.weight.numel() == 0) == (is_packed and drops)
