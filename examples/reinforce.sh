@@ -22,5 +22,10 @@ if [ "${1:-}" = --mini ]; then
     fi
     megatron-mm rl "$mini" data.path=runs/quickstart/data init_from="$start" run_dir="runs/$mini" "$@" --nproc "$RANKS"
 else
-    megatron-mm rl "$recipe" "$@" --nproc "$(nvidia-smi -L | wc -l)"
+    RANKS=$(nvidia-smi -L 2>/dev/null | wc -l) || true
+    if [ "$RANKS" = 0 ]; then
+        echo "no GPU here; --mini runs it in miniature, on two cores" >&2
+        exit 2
+    fi
+    megatron-mm rl "$recipe" "$@" --nproc "$RANKS"
 fi

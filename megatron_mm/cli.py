@@ -168,6 +168,8 @@ def _run(options: argparse.Namespace) -> int:
     wanted = "train" if config.rl is None else "rl"
     if options.command != wanted:
         raise InputError(f"recipe {config.recipe} is for `megatron-mm {wanted}`, not `megatron-mm {options.command}`")
+    if options.nproc is not None and options.nproc < 1:
+        raise InputError(f"--nproc {options.nproc}: give the number of ranks, 1 or more")
     if options.nproc is None:
         from megatron_mm.train.loop import Outcome, train
 
@@ -197,9 +199,15 @@ def _plan(options: argparse.Namespace) -> int:
     from megatron_mm.planning.load import LoadOptions
     from megatron_mm.planning.report import PlanOptions, plan
 
+    config = _config(options)
+    if config.rl is not None:
+        raise InputError(
+            f"recipe {config.recipe} draws responses, which `megatron-mm plan` does not count; `megatron-mm rl` says "
+            "at its start what a rank is expected to hold"
+        )
     load = LoadOptions(options.tiles_per_pack, options.trained_share, options.samples_per_pack)
     request = PlanOptions(options.gpu, options.gpus, load, options.memory_share, options.utilisation)
-    found = plan(_config(options), request)
+    found = plan(config, request)
     print(found.text, end="", flush=True)
     if found.refusal is not None:
         raise InputError(found.refusal)

@@ -23,7 +23,7 @@ from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
 
 #: Counted up where a run cannot go on from what checkpoints held before. Weights load from every one.
-FORMAT = 1
+FORMAT = 2
 
 
 def content_of(

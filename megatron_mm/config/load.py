@@ -121,11 +121,35 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def differences(file: Path, config: RunConfig, sections: Iterable[str]) -> list[str]:
+    """What a config has otherwise than a run's config.yaml; keys that only one of them knows do not count.
+
+    Args:
+        sections: keys of the config that are compared.
+
+    Raises:
+        InputError: there is no such file, or it holds no config.
+    """
+    before, now = _read_yaml(file), config.model_dump(mode="json")
+    return [one for section in sections for one in _differences(section, before.get(section), now[section])]
+
+
+def _differences(path: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        shared = [key for key in now if key in before]
+        return [one for key in shared for one in _differences(f"{path}.{key}", before[key], now[key])]
+    return [] if before == now else [f"{path} was {before!r} and is {now!r}"]
+
+
 def _validated(section: type[_Config], tree: Tree, recipe: str) -> _Config:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        faults = [_describe(fault, section) for fault in error.errors()]
+        found = error.errors()
+        # A list of which something is wrong counts as empty as well.
+        spoiled = {fault["loc"][:place] for fault in found for place in range(1, len(fault["loc"]))}
+        told = [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in spoiled]
+        faults = [_describe(fault, section) for fault in told]
         raise InputError("\n".join([f"recipe {recipe} has {len(faults)} fault(s):", *faults])) from None
 
 
@@ -174,6 +198,9 @@ def _merge(under: Tree, over: Mapping[str, Any]) -> Tree:
         old = merged.get(key)
         if key != "blend" and isinstance(value, Mapping) and isinstance(old, Mapping):
             value = _merge(dict(old), value)
+        elif isinstance(value, Mapping) and isinstance(old, list) and value.keys() <= set(map(str, range(len(old)))):
+            # a.0.b=c is of the first thing in a list.
+            value = list(_merge({str(place): one for place, one in enumerate(old)}, value).values())
         merged[key] = value
     return merged
 

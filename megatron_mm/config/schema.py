@@ -5,6 +5,7 @@ Sizes are counts of the named thing; learning rates are those of AdamW; image si
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ Module = Literal["vision", "projector", "language", "embeddings"]
 class Section(BaseModel):
     """Base of all sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class VisionConfig(Section):
@@ -551,15 +552,8 @@ class RunConfig(Section):
         for module, rate in optim.modules.items():
             if rate.min_lr is not None and rate.min_lr > rate.lr:
                 faults.append(f"optim.modules.{module}.min_lr={rate.min_lr} is above its lr={rate.lr}")
-        if self.rl is not None and self.rl.steps != self.train.steps:
-            faults.append(f"the stages of rl.stages have {self.rl.steps} steps, train.steps={self.train.steps}")
-        if self.rl is not None and self.rl.algorithm == "grpo" and min(one.group_size for one in self.rl.stages) == 1:
-            faults.append("a stage of rl.stages has group_size=1: a response has nothing to be compared with; raise it")
-        if self.rl is not None and self.rl.rollout.offload and self.precision != "bf16":
-            faults.append(
-                f"rl.rollout.offload=true needs precision=bf16, not {self.precision}, where the optimizer works on the "
-                "model's own weights"
-            )
+        if self.rl is not None:
+            faults += self._reinforce_faults(self.rl)
         if self.fp8.recipe != "none" and self.precision != "bf16":
             faults.append(f"fp8.recipe={self.fp8.recipe} needs precision=bf16, not {self.precision}")
         if self.optim.min_lr > self.optim.lr:
@@ -572,3 +566,37 @@ class RunConfig(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _reinforce_faults(self, rl: ReinforceConfig) -> Iterator[str]:
+        if rl.steps != self.train.steps:
+            yield (
+                f"the stages of rl.stages have {rl.steps} steps, train.steps={self.train.steps}; give both, such as "
+                "'rl.stages=[{steps: 40, max_response_tokens: 64, group_size: 8}]', or one stage's as "
+                "rl.stages.0.steps=40"
+            )
+        for number, stage in enumerate(rl.stages):
+            if rl.algorithm == "grpo" and stage.group_size == 1:
+                yield f"rl.stages.{number}.group_size=1: a response has nothing to be compared with; raise it"
+            if stage.max_response_tokens >= self.data.max_sequence_tokens:
+                yield (
+                    f"rl.stages.{number}.max_response_tokens={stage.max_response_tokens} leaves no room for a prompt "
+                    f"in data.max_sequence_tokens={self.data.max_sequence_tokens}; lower it, or raise that"
+                )
+        if rl.rollout.offload and self.precision != "bf16":
+            yield (
+                f"rl.rollout.offload=true needs precision=bf16, not {self.precision}, where the optimizer works on the "
+                "model's own weights"
+            )
+        ranks, vision, language = rl.rollout.ranks, self.model.vision, self.model.language
+        cut = {
+            "language.num_heads": language.num_heads,
+            "language.ffn_hidden_size": language.ffn_hidden_size,
+            "vision.num_heads": vision.num_heads,
+            "vision.ffn_hidden_size": vision.ffn_hidden_size,
+        }
+        for field, size in cut.items():
+            if size % ranks:
+                yield f"rl.rollout.ranks={ranks} does not divide model.{field}={size}, which vLLM cuts"
+        # Where there are more ranks than heads, several have the same head.
+        if max(ranks, language.num_kv_heads) % min(ranks, language.num_kv_heads):
+            yield f"rl.rollout.ranks={ranks} does not fit model.language.num_kv_heads={language.num_kv_heads}"

@@ -10,11 +10,16 @@ from megatron_mm.data.shards import PreparedData
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question of the data set, its reference answer, and where it lies."""
+    """A question of the data set, its reference answer, and where it lies.
+
+    Attributes:
+        system: the sample's own system text, if it has one.
+    """
 
     name: str
     question: Question
     reference: str
+    system: str | None = None
 
     @property
     def text(self) -> str:
@@ -36,4 +41,4 @@ def ask(data: PreparedData, row: int) -> Asked:
             "data in data.blend"
         )
     ((question, response),) = content.turns
-    return Asked(stored.name, question, response.answer)
+    return Asked(stored.name, question, response.answer, content.system)

@@ -63,7 +63,7 @@ def evaluate_heldout(
     for source, asked in questions.items():
         pictures = [list(one.question.pictures) for one in asked]
         for mode in Mode:
-            prompts = [render_prompt(one.question, mode, tokenizer, rules) for one in asked]
+            prompts = [render_prompt(one.question, mode, tokenizer, rules, one.system) for one in asked]
             completions = engine.generate(prompts, pictures, max_tokens=max_tokens)
             responses = [modes.TRIGGERS[mode] + completion.text for completion in completions]
             answers = [modes.split_response(response)[1] for response in responses]

@@ -245,8 +245,11 @@ class Engine:
         Args:
             keeps_weights: move them to the host's memory, and do not wait for others.
         """
-        self._llm.sleep(level=1 if keeps_weights else 2)
-        self._asleep = {_WEIGHTS, _CACHE}
+        if self._asleep != {_WEIGHTS, _CACHE}:
+            # vLLM 0.26 takes an engine of which a part sleeps for one that sleeps already.
+            self._wake(_WEIGHTS, _CACHE)
+            self._llm.sleep(level=1 if keeps_weights else 2)
+            self._asleep = {_WEIGHTS, _CACHE}
         self._has_weights = self._has_weights and keeps_weights
 
     def _wake(self, *tags: str) -> None:
@@ -281,6 +284,8 @@ class Engine:
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             logprobs=0,
+            # A control token where none belongs is a fault of the response, and tags may be control tokens.
+            skip_special_tokens=False,
             # An image token in a response would be taken for a picture; nothing trains the model not to sample it.
             logit_bias={self._image: -100.0},
         )

@@ -1,7 +1,7 @@
 """What a response is worth: the spec of a reward, and the record of what was found."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self, cast
@@ -76,7 +76,7 @@ class RewardSpec:
         tolerance: for values with units.
 
     Raises:
-        InputError: an unknown name.
+        InputError: unknown names, all of them in one message.
     """
 
     name: str = HFRRF
@@ -100,9 +100,13 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         rewards = (HFRRF, WEIGHTED, *plugin_names())
-        _known("reward", self.name, rewards, f", or install a plug-in (an entry point of {PLUGINS})")
-        _known("format", self.format, FORMATS)
-        _known("kind of answer", self.kind, KINDS)
+        faults = [
+            *_unknown("reward", self.name, rewards, f", or install a plug-in (an entry point of {PLUGINS})"),
+            *_unknown("format", self.format, FORMATS),
+            *_unknown("kind of answer", self.kind, KINDS),
+        ]
+        if faults:
+            raise InputError("\n".join(faults))
 
     @property
     def is_plugin(self) -> bool:
@@ -166,6 +170,6 @@ def load_plugin(name: str) -> Plugin:
     return cast(Plugin, plugin)
 
 
-def _known(what: str, name: str, names: Iterable[str], otherwise: str = "") -> None:
+def _unknown(what: str, name: str, names: Iterable[str], otherwise: str = "") -> Iterator[str]:
     if name not in names:
-        raise InputError(f"there is no {what} {name!r}; use {', '.join(sorted(names))}{otherwise}")
+        yield f"there is no {what} {name!r}; use {', '.join(sorted(names))}{otherwise}"

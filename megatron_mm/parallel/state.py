@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_mm.config.schema import ParallelConfig
 from megatron_mm.parallel.platform import Platform
 
-TIMEOUT_MINUTES = 30
+# Longest that a collective waits, unless the caller has a reason to wait longer.
+TIMEOUT_SECONDS = 30 * 60.0
 
 
 def num_ranks() -> int:
@@ -26,7 +28,7 @@ def num_ranks() -> int:
 
 
 @contextmanager
-def process_group(platform: Platform) -> Iterator[None]:
+def process_group(platform: Platform, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Join the job's ranks, or be a job of one rank; leave at the end, but not a job of many with an error."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     platform.prepare(local_rank)
@@ -34,7 +36,7 @@ def process_group(platform: Platform) -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # It announces twice a run that it is off.
     logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
-    timeout = timedelta(minutes=TIMEOUT_MINUTES)
+    timeout = timedelta(seconds=timeout_seconds)
     if "RANK" in os.environ:
         dist.init_process_group(platform.distributed_backend, timeout=timeout)
     else:
@@ -52,7 +54,9 @@ def process_group(platform: Platform) -> Iterator[None]:
 
 
 @contextmanager
-def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroupCollection]:
+def model_parallel(
+    parallel: ParallelConfig, seed: int, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Iterator[ProcessGroupCollection]:
     """Cut the ranks into Megatron-Core's groups and seed them; `check_layout` has said that they can be."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
@@ -62,7 +66,7 @@ def model_parallel(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroup
         expert_model_parallel_size=parallel.expert,
         # Experts are never cut: their matrices are small, and gloo cannot gather parts of different sizes.
         expert_tensor_parallel_size=1,
-        distributed_timeout_minutes=TIMEOUT_MINUTES,
+        distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     torch.manual_seed(seed)

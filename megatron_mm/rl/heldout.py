@@ -41,7 +41,7 @@ class HeldOut:
         metrics, began = {}, []
         for part in self._parts:
             rows = list(range(part.first, part.first + min(self._num_questions, part.count)))
-            groups = sampler.draw(rows, (Mode.AUTO,), Sampling(max_tokens), 0)
+            groups = sampler.draw(rows, (Mode.AUTO,), Sampling(max_tokens), 0, is_counted=False)
             rollouts = [one for (one,) in groups]
             right = [one.grade.answer_right for one in rollouts]
             thoughts = [modes.begins_thought(one.text) for one in rollouts]

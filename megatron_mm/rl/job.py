@@ -1,6 +1,7 @@
 """A run of reinforcement learning: what it is made of, on the loop that all runs have."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
@@ -11,7 +12,6 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ReinforceConfig, RunConfig
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Colocation, Engine
-from megatron_mm.grading.rewards import RewardSpec
 from megatron_mm.grading.workers import Graders
 from megatron_mm.models.megatron_config import DTYPES
 from megatron_mm.models.vlm import VisionLanguageModel
@@ -61,7 +61,6 @@ class ReinforceJob:
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
         check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
         check_engine(config, config.rl)
-        RewardSpec.of_config(config.rl.reward)  # names that are not known are told before anything is built
         self._questions = Questions(config, data, tokenizer)
         is_validated = config.train.validate_every is not None
         self._held_out = HeldOut(config, data, config.rl.heldout_questions) if is_validated else None
@@ -98,7 +97,9 @@ class ReinforceJob:
         language.never_drawn = self._tokenizer.control(IMAGE)
         directory = self._config.run_dir / ENGINE
         dtype = DTYPES[self._config.precision]
-        if state.writes() and not directory.exists():
+        if state.writes():
+            # Of a start before it may be left, with another model or tokenizer.
+            shutil.rmtree(directory, ignore_errors=True)
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
         most, sleeps = self._config.data.max_sequence_tokens, self._platform.has_own_memory
@@ -128,6 +129,7 @@ class ReinforceJob:
             held_out=self._held_out,
             alarm=ModeAlarm(self._rl.least_mode_share, warn),
             pad=self._tokenizer.control(PAD),
+            warn=warn,
         )
 
 

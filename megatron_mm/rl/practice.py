@@ -1,7 +1,7 @@
 """What a step of reinforcement learning does: draw, grade, credit, update, hand the weights over."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,7 @@ class Practice:
         reference: the weights that the run began with; None where nothing is compared with them.
         held_out: None where train.validate_every is left out.
         pad: id that fills up.
+        warn: takes what the user should know.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Practice:
     held_out: HeldOut | None
     alarm: ModeAlarm
     pad: int
+    warn: Callable[[str], None]
     num_exchanges: int = 0
 
     def begin(self, place: Place) -> None:
@@ -80,7 +82,7 @@ class Practice:
         advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
         with self._part(place.step, "update"):
             result = self._update(parts, scored, advantages, place.step)
-        write_rollouts(self.config.run_dir, place.step + 1, parts, advantages)
+        self._keep(place.step + 1, parts, advantages)
         self._hand_over(place.step + 1)
         self.report.take_in(parts, advantages)
         return result, used
@@ -102,11 +104,12 @@ class Practice:
 
     def state(self) -> dict[str, Any]:
         """See Work."""
-        return {"has_both_modes": self.alarm.has_both}
+        return {"has_both_modes": self.alarm.has_both, "questions": self.sampler.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """See Work."""
         self.alarm.has_both = state["has_both_modes"]
+        self.sampler.load(state["questions"])
 
     def _draw(self, place: Place, stage: StageConfig) -> tuple[list[list[Rollout]], int]:
         """Groups of responses, and how many steps of the plan they took: more where flat ones are passed over."""
@@ -216,6 +219,12 @@ class Practice:
             trained_tokens=sum(result.trained_tokens for result in results),
             skipped=skipped,
         )
+
+    def _keep(self, step: int, parts: Sequence[Sequence[Sequence[Rollout]]], advantages: Sequence[Tensor]) -> None:
+        try:
+            write_rollouts(self.config.run_dir, step, parts, advantages)
+        except OSError as error:
+            self.warn(f"the responses of step {step} are not kept: {error}")
 
     def _hand_over(self, step: int) -> None:
         compare_all = self.num_exchanges % self.rl.rollout.compare_all_every == 0

@@ -60,4 +60,6 @@ class Questions:
         return remembered(self._prompts, row, self._kept, self._make_prompt)
 
     def _make_prompt(self, row: int) -> Prompt:
-        return render_prompt(self.ask(row).question, Mode.AUTO, self._tokenizer, self._rules, self._system)
+        asked = self.ask(row)
+        system = asked.system if self._system is None else self._system
+        return render_prompt(asked.question, Mode.AUTO, self._tokenizer, self._rules, system)

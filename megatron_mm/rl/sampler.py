@@ -1,6 +1,7 @@
 """Questions -> graded responses, by engines that share the ranks out."""
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,7 +60,13 @@ class Sampler:
         self._num_asked = self._num_left_out = 0
 
     def draw(
-        self, rows: Sequence[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
+        self,
+        rows: Sequence[int],
+        modes_of: Sequence[Mode],
+        sampling: Sampling,
+        data_step: int,
+        *,
+        is_counted: bool = True,
     ) -> list[list[Rollout]]:
         """The responses to each question, mode by mode, on all ranks; all of them do it together.
 
@@ -70,10 +77,12 @@ class Sampler:
         it works on beside.
 
         Args:
-            rows: of the questions.
+            rows: of the questions; one that stands there twice is answered anew.
             modes_of: mode of each response to a question.
             sampling: how responses are drawn, but for their number and seed.
             data_step: of the plan.
+            is_counted: whether questions that cannot be asked count against data.max_broken; those that are asked
+                again and again should not.
 
         Raises:
             InputError: more than data.max_broken of the questions so far, or all of these, cannot be asked.
@@ -81,46 +90,56 @@ class Sampler:
         # Questions with much to read are shared out first.
         tokens = self._questions.plan.sizes.tokens[list(rows)]
         mine = np.argsort(-tokens, kind="stable")[self._number :: self._num_engines].tolist()
-        drawn = self._draw([rows[number] for number in mine], modes_of, sampling, data_step)
+        turns = _turns(rows)
+        drawn = self._draw([(rows[number], turns[number]) for number in mine], modes_of, sampling, data_step)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, list(zip(mine, drawn, strict=True)) if self._is_first else [])
         found = dict(group for of_rank in gathered for group in of_rank)
-        return self._usable([found[number] for number in range(len(rows))])
+        return self._usable([found[number] for number in range(len(rows))], is_counted)
+
+    def state(self) -> dict[str, int]:
+        """How many questions were asked, and how many of them could not be."""
+        return {"asked": self._num_asked, "left_out": self._num_left_out}
+
+    def load(self, state: Mapping[str, int]) -> None:
+        """Count on from `state`."""
+        self._num_asked, self._num_left_out = state["asked"], state["left_out"]
 
     def rest(self, *, keeps_weights: bool) -> None:
         """Give the engine's memory to the trainer; see generation/engine.py."""
         self._engine.rest(keeps_weights=keeps_weights)
 
-    def _usable(self, found: Sequence[list[Rollout] | str]) -> list[list[Rollout]]:
+    def _usable(self, found: Sequence[list[Rollout] | str], is_counted: bool) -> list[list[Rollout]]:
         """Without the questions that could not be asked, if there are few."""
         reasons = [one for one in found if isinstance(one, str)]
-        self._num_asked += len(found)
-        self._num_left_out += len(reasons)
-        if reasons:
-            if state.writes():
-                for reason in reasons:
-                    tell_left_out(reason)
+        if state.writes():
+            for reason in reasons:
+                tell_left_out(reason)
+        if is_counted:
+            self._num_asked += len(found)
+            self._num_left_out += len(reasons)
+        if reasons and is_counted:
             check_broken(self._num_left_out, self._num_asked, self._questions.max_broken, reasons[-1])
         if len(reasons) == len(found):
             raise InputError(f"none of the {len(found)} questions of a step can be asked; the last one: {reasons[-1]}")
         return [one for one in found if not isinstance(one, str)]
 
     def _draw(
-        self, rows: list[int], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
+        self, places: list[tuple[int, int]], modes_of: Sequence[Mode], sampling: Sampling, data_step: int
     ) -> list[list[Rollout] | str]:
-        """The responses to each question, or why it cannot be asked."""
+        """The responses to each question, given by its row and turn, or why it cannot be asked."""
         wanted = {mode: modes_of.count(mode) for mode in dict.fromkeys(modes_of)}
         requests, faults = list[_Request](), dict[int, str]()
-        for row in rows:
+        for row, turn in places:
             try:
-                requests += self._requests(row, wanted, sampling, data_step)
+                requests += self._requests(row, turn, wanted, sampling, data_step)
             except InputError as error:
                 faults[row] = str(error)
         prompts = [request.prompt for request in requests]
         pictures = [request.pictures for request in requests]
         samplings = [request.sampling for request in requests]
         completions = iter(self._engine.sample(prompts, pictures, samplings) if requests else ())
-        asked = [row for row in rows if row not in faults]
+        asked = [row for row, _ in places if row not in faults]
         groups = self._graded(
             [
                 [self._rollout(row, mode, completion) for mode in wanted for completion in next(completions)]
@@ -128,9 +147,11 @@ class Sampler:
             ]
         )
         answered = iter(groups)
-        return [faults[row] if row in faults else next(answered) for row in rows]
+        return [faults[row] if row in faults else next(answered) for row, _ in places]
 
-    def _requests(self, row: int, wanted: Mapping[Mode, int], sampling: Sampling, data_step: int) -> list[_Request]:
+    def _requests(
+        self, row: int, turn: int, wanted: Mapping[Mode, int], sampling: Sampling, data_step: int
+    ) -> list[_Request]:
         """What the engine is asked for a question: once a mode.
 
         Raises:
@@ -139,7 +160,7 @@ class Sampler:
         requests = []
         for number, (mode, count) in enumerate(wanted.items()):
             prompt = self._questions.prompt(row).followed_by(self._triggers[mode])
-            seeds = np.random.SeedSequence([self._seed, data_step, row, number])
+            seeds = np.random.SeedSequence([self._seed, data_step, row, number + turn * len(wanted)])
             longest, seed = min(sampling.max_tokens, self._room(row, prompt)), int(seeds.generate_state(1)[0])
             pictures = self._questions.ask(row).question.pictures
             if len(pictures) > MAX_PICTURES:
@@ -185,3 +206,13 @@ class Sampler:
         ]
         grades = iter(self._graders.grade(submissions))
         return [[replace(rollout, grade=next(grades)) for rollout in group] for group in groups]
+
+
+def _turns(rows: Sequence[int]) -> list[int]:
+    """How often each row stood before."""
+    seen = Counter[int]()
+    turns = []
+    for row in rows:
+        turns.append(seen[row])
+        seen[row] += 1
+    return turns

@@ -3,16 +3,21 @@
 from pathlib import Path
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
-from megatron_mm.checkpoint.paths import find
+from megatron_mm.checkpoint.paths import find, newest, step_of
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import check_layout
+from megatron_mm.config.load import differences
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import TOKENIZER, PreparedData
+from megatron_mm.grading.rewards import RewardSpec
 from megatron_mm.parallel.platform import get_platform
+from megatron_mm.telemetry.configs import CONFIG as RUN_CONFIG
 from megatron_mm.weights.hf_config import CONFIG
 
 # Fingerprint of the samples of a run, in its directory.
 DATA_PLAN = "data_plan.txt"
+# Of a config: what a run learns hangs on them.
+_LEARNING = ("precision", "seed", "model", "train", "optim", "rl")
 
 
 def check_inputs(config: RunConfig, num_ranks: int) -> None:
@@ -20,9 +25,13 @@ def check_inputs(config: RunConfig, num_ranks: int) -> None:
 
     Raises:
         InputError: the layout does not fit, the machine lacks what the config asks for, data or the checkpoint to start
-            from are missing, or they have different tokenizers.
+            from are missing, or they have different tokenizers; rewards have unknown names; or the run is done, with
+            other settings.
     """
     check_layout(config, num_ranks)
+    if config.rl is not None:
+        RewardSpec.of_config(config.rl.reward)
+    _check_done(config)
     platform = get_platform(config.platform)
     fault = None if config.fp8.recipe == "none" else platform.fp8_fault(config.fp8.recipe)
     if fault is not None:
@@ -53,6 +62,20 @@ def check_data_plan(run_dir: Path, fingerprint: str) -> None:
             f"{run_dir} was begun with other data, or with another blend, seed, global batch, rendering or packing "
             f"({DATA_PLAN}: {begun}, now {fingerprint}): its steps would meet other samples. Undo the change, or begin "
             f"another run with init_from={run_dir}"
+        )
+
+
+def _check_done(config: RunConfig) -> None:
+    """A run that is done does nothing when it is started again: whoever changed a setting should know."""
+    checkpoint, file = newest(config.run_dir), config.run_dir / RUN_CONFIG
+    step = None if checkpoint is None else step_of(checkpoint)
+    if step is None or step < config.train.steps or not file.is_file():
+        return
+    changed = differences(file, config, _LEARNING)
+    if changed:
+        raise InputError(
+            f"{config.run_dir} is done after {step} steps, and settings are others now: {'; '.join(changed[:5])}. Give "
+            "another run_dir, or raise train.steps to go on"
         )
 
 

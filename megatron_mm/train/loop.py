@@ -27,6 +27,8 @@ from megatron_mm.train.learning import LearningJob
 from megatron_mm.train.run import Outcome, Place, Run, Work
 from megatron_mm.train.stop import StopRequest, stop_signals
 
+_LONGER_THAN_WATCHDOG = 300.0
+
 
 class Job(Protocol):
     """A kind of run."""
@@ -78,12 +80,14 @@ def train(config: RunConfig, make_job: MakeJob = LearningJob) -> Outcome:
     platform = get_platform(config.platform)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
-        stack.enter_context(state.process_group(platform))
+        # The watchdog says which rank hangs where; a collective that gives up before does not.
+        timeout = max(state.TIMEOUT_SECONDS, config.guard.hang_seconds + _LONGER_THAN_WATCHDOG)
+        stack.enter_context(state.process_group(platform, timeout))
         watchdog = stack.enter_context(watch(config.guard.hang_seconds))
         if state.writes():
             stack.enter_context(in_use(config.run_dir))
         dist.barrier()
-        groups = stack.enter_context(state.model_parallel(config.parallel, config.seed))
+        groups = stack.enter_context(state.model_parallel(config.parallel, config.seed, timeout))
         run = _begin(config, platform, groups, stop, watchdog, make_job)
         try:
             return run.go()

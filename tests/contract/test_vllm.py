@@ -53,6 +53,19 @@ def test_logprobs_of_vllms_own_answers_equal_ours(exported: Exported) -> None:
     assert [difference > 10 * TOLERANCE for difference in largest_differences(completions, others)] == with_pictures
 
 
+def test_answers_show_their_control_tokens(exported: Exported) -> None:
+    _, directory, _ = exported
+    completions: list[Completion] = run_alone(sample_with_vllm, directory)
+    tokenizer, num_shown = ChatTokenizer(directory).hf, 0
+    for text, number in tokenizer.get_added_vocab().items():
+        for completion in completions:
+            # The end of turn ends an answer and is no part of it.
+            ids = completion.ids[: -1 if completion.finished else None]
+            assert completion.text.count(text) == ids.count(number), (text, completion)
+            num_shown += ids.count(number)
+    assert num_shown > 0
+
+
 def test_the_directory_renders_what_we_render(exported: Exported) -> None:
     _, directory, _ = exported
     processor = AutoProcessor.from_pretrained(directory)

@@ -117,8 +117,12 @@ def _answers_after_rests(config: RunConfig, directory: Path) -> list[list[list[i
             engine.generate(prompts, pictures, max_tokens=4)
         exchange()
         assert woken[3:] == [["weights"]]
-        answers.append([one.ids for one in engine.generate(prompts, pictures, max_tokens=4)])
+        # Nothing was asked in between, and nothing is when it rests already.
+        engine.rest(keeps_weights=True)
         assert woken[4:] == [["kv_cache"]]
+        engine.rest(keeps_weights=True)
+        answers.append([one.ids for one in engine.generate(prompts, pictures, max_tokens=4)])
+        assert woken[5:] == [["weights", "kv_cache"]]
     return answers
 
 

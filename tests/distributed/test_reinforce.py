@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.grading.rewards import Grade
-from megatron_mm.rl.job import reinforce
+from megatron_mm.rl.job import ENGINE, reinforce
 from megatron_mm.rl.sampler import Sampler
 from tests.layouts import PP2, TP2, Overrides
 from tests.ranks import run_alone, run_on_ranks
@@ -66,6 +66,9 @@ def _with_reward(rollout: Any) -> Any:
 def _assert_both_sides_agree(digits: Path, run_dir: Path, name: str, ranks: int) -> None:
     num_ranks, overrides = LAYOUTS[name]
     config = _config(digits, run_dir, ranks, **overrides)
+    # Left by a start with another model that came to no checkpoint.
+    (run_dir / ENGINE).mkdir()
+    (run_dir / ENGINE / "config.json").write_text("{}", encoding="utf-8")
     if num_ranks == 1:
         run_alone(_reinforced, config)  # without torchrun's variables
     else:

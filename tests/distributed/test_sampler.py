@@ -63,6 +63,24 @@ def test_engines_share_the_questions_out_and_all_ranks_get_all_responses(digits:
     assert len({seed for group in groups for _, _, seed in group}) == 2 * len(groups)
 
 
+def _seeds(config: RunConfig) -> list[list[list[int]]]:
+    """What is drawn for a question alone, and where it stands three times among others."""
+    platform, data = get_platform("cpu"), PreparedData(str(config.data.path))
+    with state.process_group(platform), state.model_parallel(config.parallel, 0):
+        questions = Questions(config, data, data.tokenizer())
+        sampler = Sampler(cast(Engine, _Engine()), 1, questions, data.tokenizer(), None, 0)
+        one, other = questions.rows(0)[:2]
+        draws = (sampler.draw(rows, MODES, Sampling(64, 1.0), 0) for rows in ([one], [one, other, one, one]))
+        return [[[rollout.drawn[0] for rollout in group] for group in draw] for draw in draws]
+
+
+def test_a_question_that_stands_in_a_step_twice_is_answered_anew(digits: Path) -> None:
+    ([alone], (first, other, second, third)), again = run_on_ranks(_seeds, 2, _config(digits))
+    assert again == [[alone], [first, other, second, third]]
+    assert first == alone
+    assert len({seed for group in (first, other, second, third) for seed in group}) == 8
+
+
 def test_a_response_has_what_the_question_leaves(digits: Path) -> None:
     ((asked, _),) = run_on_ranks(_drawn, 1, _config(digits, data__max_sequence_tokens=96))
     assert {tokens + sampling.max_tokens for tokens, sampling in asked} == {96}
@@ -95,16 +113,25 @@ class _Damaged(Questions):
         return super().ask(row)
 
 
-def _drawn_around(config: RunConfig, places: Sequence[int]) -> tuple[list[int], list[int] | str]:
-    """Rows of a step, and those that were answered where the ones at `places` are damaged. Runs on every rank."""
+def _drawn_around(
+    config: RunConfig, places: Sequence[int], times: int = 1, is_counted: bool = True
+) -> tuple[list[int], list[int] | str]:
+    """Rows of a step, and those that were answered where the ones at `places` are damaged. Runs on every rank.
+
+    The sampler is asked so many times, and every time goes on from where another one stopped.
+    """
     platform, data = get_platform("cpu"), PreparedData(str(config.data.path))
     with state.process_group(platform), state.model_parallel(config.parallel, 0):
         questions = _Damaged(config, data, data.tokenizer())
         rows = questions.rows(0)
         questions.broken = frozenset(rows[place] for place in places)
-        sampler = Sampler(cast(Engine, _Engine()), 1, questions, data.tokenizer(), None, 0)
+        counts, groups = {"asked": 0, "left_out": 0}, []
         try:
-            groups = sampler.draw(rows, MODES, Sampling(64, 1.0), 0)
+            for _ in range(times):
+                sampler = Sampler(cast(Engine, _Engine()), 1, questions, data.tokenizer(), None, 0)
+                sampler.load(counts)
+                groups = sampler.draw(rows, MODES, Sampling(64, 1.0), 0, is_counted=is_counted)
+                counts = sampler.state()
         except InputError as error:
             return rows, str(error)
         return rows, [group[0].row for group in groups]
@@ -113,6 +140,11 @@ def _drawn_around(config: RunConfig, places: Sequence[int]) -> tuple[list[int], 
 def test_a_question_that_cannot_be_asked_is_left_out(digits: Path) -> None:
     for rows, answered in run_on_ranks(_drawn_around, 2, _config(digits), [1]):
         assert answered == [rows[0], *rows[2:]]
+    # The same held-out one again and again says nothing of the data.
+    for rows, answered in run_on_ranks(_drawn_around, 2, _config(digits), [1], 3, False):
+        assert answered == [rows[0], *rows[2:]]
+    for _, said in run_on_ranks(_drawn_around, 2, _config(digits), [1], 3, True):
+        assert "2 of 8 samples cannot be used" in said
 
 
 def test_many_questions_that_cannot_be_asked_end_the_run(digits: Path) -> None:

@@ -35,6 +35,8 @@ LAYOUTS: dict[int, dict[str, Overrides]] = {
         "TP 2": TP2,
         "TP 2 + SP, unpacked": {**SP, **UNPACKED},
         "PP 2": PP2,
+        "PP 2, unpacked": {**PP2, **UNPACKED},
+        "PP 2, interleaved": {**PP2, "parallel__virtual_pipeline": 2},
         "DP 2": {},
         "DP 2, unpacked": UNPACKED,
         "CP 2": CP2,

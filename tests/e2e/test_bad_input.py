@@ -37,6 +37,21 @@ def test_overrides_count_on_either_side_of_an_option_and_unknown_options_are_ref
     assert "unrecognized arguments: --nprocs 2" in unknown.stderr
 
 
+def test_no_ranks() -> None:
+    _assert_refused(_megatron_mm("train", "mini/stage1", "--nproc", "0"), "--nproc 0: give the number of ranks")
+
+
+def test_a_plan_of_reinforcement_learning() -> None:
+    result = _megatron_mm("plan", "mini/bpo", "--gpus", "8", "--gpu", "h100")
+    _assert_refused(result, "mini/bpo draws responses, which `megatron-mm plan` does not count")
+
+
+def test_rewards_are_known_before_ranks_start(digits: Path) -> None:
+    names = ["rl.reward.name=accuracy", "rl.reward.format=boxes", "rl.reward.kind=numeral"]
+    result = _megatron_mm("rl", "mini/bpo", f"data.path={digits}", "init_from=null", *names, "--nproc", "2")
+    _assert_refused(result, "no reward 'accuracy'", "no format 'boxes'", "no kind of answer 'numeral'")
+
+
 def test_a_layout_that_does_not_divide(digits: Path) -> None:
     layout = ["parallel.tensor=3", "train.global_batch=7"]
     result = _megatron_mm("train", "mini/stage3", f"data.path={digits}", "init_from=null", *layout, "--nproc", "3")
@@ -90,6 +105,12 @@ def test_a_run_goes_on_with_its_own_samples_only(digits: Path, tmp_path: Path) -
     result = _megatron_mm("train", "mini/stage3", *run, others, "train.steps=4")
     _assert_refused(result, "was begun with other data, or with another blend, seed, global batch")
     assert _megatron_mm("train", "mini/stage3", *run, BLEND, "train.steps=4").returncode == 0
+    # It is done now. Started once more it does nothing, and that is no answer to other settings.
+    done = [*run, BLEND, "train.steps=4"]
+    assert _megatron_mm("train", "mini/stage3", *done, "telemetry.tensorboard=false").returncode == 0
+    result = _megatron_mm("train", "mini/stage3", *done, "optim.lr=5e-4")
+    _assert_refused(result, "is done after 4 steps, and settings are others now: optim.lr was", "another run_dir")
+    assert "lr: 0.0005" not in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
 
 
 def test_a_model_directory_that_is_none(digits: Path, tmp_path: Path) -> None:

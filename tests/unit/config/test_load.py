@@ -55,6 +55,38 @@ def test_values_out_of_range_are_refused_with_the_fix(override: str, expected: s
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.steps=5", "the stages of rl.stages have 40 steps, train.steps=5; give both"),
+        ("rl.stages.0.group_size=1", None),
+        ("rl.stages.1.group_size=1", "rl.stages: input should be a valid tuple"),
+        ("rl.stages.0.max_response_tokens=512", "rl.stages.0.max_response_tokens=512 leaves no room for a prompt"),
+        ("rl.stages=[{steps: 40, max_response_tokens: 64}]", "has 1 fault(s):\n  rl.stages.0.group_size: missing"),
+        ("rl.stages=[]", "rl.stages: tuple should have at least 1 item"),
+        ("rl.rollout.ranks=3", "rl.rollout.ranks=3 does not divide model.language.num_heads=4, which vLLM cuts"),
+        ("rl.rollout.ranks=2", None),
+        ("rl.objective.kl_coef=.inf", "rl.objective.kl_coef: input should be a finite number"),
+        ("rl.objective.kl_coef=nan", "rl.objective.kl_coef: input should be a finite number"),
+    ],
+)
+def test_what_reinforcement_learning_takes(override: str, expected: str | None) -> None:
+    if expected is None:
+        load_config("mini/bpo", overrides=[override])
+        return
+    with pytest.raises(InputError) as caught:
+        load_config("mini/bpo", overrides=[override])
+    assert expected in str(caught.value)
+
+
+def test_one_of_a_list_is_changed_by_its_number() -> None:
+    before, after = (load_config("mini/ptst", overrides=given).rl for given in ([], ["rl.stages.1.group_size=4"]))
+    assert before is not None
+    assert after is not None
+    assert after.stages[0] == before.stages[0]
+    assert after.stages[1] == before.stages[1].model_copy(update={"group_size": 4})
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'mini/stage1'"):
         load_config("mini/stge1")

@@ -1,15 +1,17 @@
 """Which responses a step learns from."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from megatron_mm.config.load import load_config
 from megatron_mm.grading.rewards import Grade
+from megatron_mm.parallel import state
 from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.job import make_algorithm
 from megatron_mm.rl.practice import Practice
-from megatron_mm.rl.report import Report
+from megatron_mm.rl.report import ROLLOUTS, Report
 from megatron_mm.train.run import Place
 
 PROMPTS = 3
@@ -24,7 +26,7 @@ class _World:
     """Questions, sampler and watchdog of a practice: step s of the plan has questions 10 s, 10 s + 1, ..."""
 
     def __init__(self, with_signal: set[int]):
-        self._with_signal, self.rests = with_signal, 0
+        self._with_signal, self.rests, self.num_asked = with_signal, 0, 0
 
     def rows(self, data_step: int) -> list[int]:
         return [10 * data_step + number for number in range(PROMPTS)]
@@ -35,6 +37,12 @@ class _World:
             for row in rows
         ]
 
+    def state(self) -> dict[str, int]:
+        return {"asked": self.num_asked}
+
+    def load(self, state: dict[str, int]) -> None:
+        self.num_asked = state["asked"]
+
     def rest(self, *, keeps_weights: bool) -> None:
         assert not keeps_weights
         self.rests += 1
@@ -43,8 +51,8 @@ class _World:
         """Of the watchdog."""
 
 
-def _practice(max_draws: int, world: Any, alarm: Any = None) -> Practice:
-    config = load_config("mini/bpo", overrides=[f"rl.max_draws={max_draws}"])
+def _practice(max_draws: int, world: Any, alarm: Any = None, warn: Any = None, run_dir: Any = "unused") -> Practice:
+    config = load_config("mini/bpo", overrides=[f"rl.max_draws={max_draws}", f"run_dir={run_dir}"])
     assert config.rl is not None
     nothing: Any = None
     return Practice(
@@ -63,6 +71,7 @@ def _practice(max_draws: int, world: Any, alarm: Any = None) -> Practice:
         held_out=None,
         alarm=alarm,
         pad=0,
+        warn=warn,
     )
 
 
@@ -85,6 +94,27 @@ def test_the_alarm_goes_on_with_the_run() -> None:
     before.load(after.state())
     before.alarm.look(12, 0.0, "held-out questions")
     assert len(said) == 1
+
+
+def test_questions_are_counted_on() -> None:
+    before, after = _World(set()), _World(set())
+    before.num_asked = 7
+    alarm = ModeAlarm(0.05, print)
+    _practice(1, after, alarm).load(_practice(1, before, alarm).state())
+    assert after.num_asked == 7
+
+
+def test_responses_that_cannot_be_kept_end_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(state, "writes", lambda: True)
+    practice = _practice(1, _World(set()), warn=said.append, run_dir=tmp_path)
+    (tmp_path / ROLLOUTS).write_text("a file where a directory should be", encoding="utf-8")
+    practice._keep(3, [], [])
+    assert "the responses of step 3 are not kept" in said[0]
+    (tmp_path / ROLLOUTS).unlink()
+    practice._keep(4, [], [])
+    assert len(said) == 1
+    assert [file.name for file in (tmp_path / ROLLOUTS).iterdir()] == ["step_00000004.jsonl"]
 
 
 def test_one_draw_keeps_what_there_is() -> None:
