@@ -40,9 +40,14 @@ def exported(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pyt
     return config, directory, tensors
 
 
-def test_logprobs_of_vllms_own_answers_equal_ours(exported: Exported) -> None:
+@pytest.fixture(scope="module")
+def completions(exported: Exported) -> list[Completion]:
+    """What vLLM answers."""
+    return run_alone(sample_with_vllm, exported[1])
+
+
+def test_logprobs_of_vllms_own_answers_equal_ours(exported: Exported, completions: list[Completion]) -> None:
     config, directory, tensors = exported
-    completions: list[Completion] = run_alone(sample_with_vllm, directory)
     answers = [completion.ids for completion in completions]
     assert sum(map(len, answers)) > 60
     # The comparison must see the picture and its row ends: another newline vector fails it for every picture.
@@ -53,10 +58,8 @@ def test_logprobs_of_vllms_own_answers_equal_ours(exported: Exported) -> None:
     assert [difference > 10 * TOLERANCE for difference in largest_differences(completions, others)] == with_pictures
 
 
-def test_answers_show_their_control_tokens(exported: Exported) -> None:
-    _, directory, _ = exported
-    completions: list[Completion] = run_alone(sample_with_vllm, directory)
-    tokenizer, num_shown = ChatTokenizer(directory).hf, 0
+def test_answers_show_their_control_tokens(exported: Exported, completions: list[Completion]) -> None:
+    tokenizer, num_shown = ChatTokenizer(exported[1]).hf, 0
     for text, number in tokenizer.get_added_vocab().items():
         for completion in completions:
             # The end of turn ends an answer and is no part of it.

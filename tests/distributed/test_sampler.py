@@ -118,7 +118,7 @@ def _drawn_around(
 ) -> tuple[list[int], list[int] | str]:
     """Rows of a step, and those that were answered where the ones at `places` are damaged. Runs on every rank.
 
-    The sampler is asked so many times, and every time goes on from where another one stopped.
+    The sampler is asked so many times, the last time counted, and goes on each time from where another one stopped.
     """
     platform, data = get_platform("cpu"), PreparedData(str(config.data.path))
     with state.process_group(platform), state.model_parallel(config.parallel, 0):
@@ -127,10 +127,10 @@ def _drawn_around(
         questions.broken = frozenset(rows[place] for place in places)
         counts, groups = {"asked": 0, "left_out": 0}, []
         try:
-            for _ in range(times):
+            for time in range(1, times + 1):
                 sampler = Sampler(cast(Engine, _Engine()), 1, questions, data.tokenizer(), None, 0)
                 sampler.load(counts)
-                groups = sampler.draw(rows, MODES, Sampling(64, 1.0), 0, is_counted=is_counted)
+                groups = sampler.draw(rows, MODES, Sampling(64, 1.0), 0, is_counted=is_counted or time == times)
                 counts = sampler.state()
         except InputError as error:
             return rows, str(error)
