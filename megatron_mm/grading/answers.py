@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megatron_mm.chat.modes import bare_answer
+from megatron_mm.grading.characters import plain_characters
 from megatron_mm.grading.choices import equal_choices, is_letter, options_of
 from megatron_mm.grading.expressions import equal_expressions
 from megatron_mm.grading.formats import last_box
@@ -76,7 +77,7 @@ def _choice(answer: str, expected: Expected) -> bool:
 
 def _plain(answer: str, expected: Expected) -> bool:
     """What is no choice: words as text, everything else as mathematics."""
-    is_text = _TEXT.fullmatch(bare(expected.reference)) is not None and parse_quantity(expected.reference) is None
+    is_text = _TEXT.fullmatch(bare(expected.reference)) is not None and parse_quantity(bare(expected.reference)) is None
     return _text(answer, expected) if is_text else _math(answer, expected)
 
 
@@ -110,6 +111,7 @@ _MAX_LAYERS = 8
 
 def bare(text: str) -> str:
     """An answer or reference without tags, `$..$`, `\\boxed{..}`, bold, "The answer is" and a full stop."""
+    text = plain_characters(text)
     for _ in range(_MAX_LAYERS):
         before = text
         text = _SAID_BEFORE.sub("", bare_answer(text))

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megatron_mm.grading.characters import plain_characters
+
 # MMMU has up to nine options; we have not seen more.
 LETTERS = "ABCDEFGHIJ"
 _LETTER = rf"[{LETTERS}]"
@@ -51,6 +53,7 @@ def is_letter(text: str) -> bool:
 
 def options_of(question: str) -> dict[str, str]:
     """Text of each option that a question gives, by letter; empty unless they begin with A and leave none out."""
+    question = plain_characters(question)
     for pattern in (_AT_LINE_START, _IN_PARENTHESES):
         found = {match["letter"]: match["text"].strip() for match in pattern.finditer(question)}
         if len(found) > 1 and "".join(found) == LETTERS[: len(found)]:

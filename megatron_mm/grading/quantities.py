@@ -199,6 +199,7 @@ _LETTER = re.compile("[A-Za-z]")
 
 # Words and LaTeX around numbers -> plain characters; in this order.
 _REPLACED = [
+    (re.compile(r"([\^_])\s*\{\s*([+-]?\w+)\s*\}"), r"\1\2"),
     (re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|operatorname|rm)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\left|\\right|\\displaystyle|\\!|\\(?=\$)"), ""),
     (re.compile(r"\{,\}"), ","),
@@ -211,9 +212,6 @@ _REPLACED = [
     (re.compile(r"\\%|\bper\s?cent\b|\bpct\b"), _PERCENT),
     (re.compile(r"\\Omega|Ω|\bohms?\b"), "Ω"),
     (re.compile(r"\\mu\b|μ|µ"), "µ"),
-    (re.compile("[−–]"), "-"),
-    (re.compile(r"²"), "^2"),
-    (re.compile(r"³"), "^3"),
     (re.compile(r"\s+"), " "),
 ]
 
@@ -292,14 +290,14 @@ _UNITS: dict[str, Unit] = {
     **dict.fromkeys(("rad", "radian"), _unit(57.29577951308232, degree=1)),
     _PERCENT: Unit(Fraction(1), {_PERCENT: 1}),
     **dict.fromkeys(("$", "dollar", "USD"), _unit(1, dollar=1)),
-    "cent": _unit("1/100", dollar=1),
+    **dict.fromkeys(("¢", "cent"), _unit("1/100", dollar=1)),
     **dict.fromkeys(("€", "euro", "EUR"), _unit(1, euro=1)),
     **dict.fromkeys(("£", "GBP"), _unit(1, pound=1)),
     **dict.fromkeys(("¥", "yen", "yuan"), _unit(1, yen=1)),
     # Says nothing.
     "unit": Unit(),
 }
-_WORD = re.compile(r"(?P<name>°?[A-Za-zµΩ]+|[°%$€£¥])(?:\s*\^\s*(?P<power>[+-]?\d)|(?P<digit>\d))?\.?")
+_WORD = re.compile(r"(?P<name>°?[A-Za-zµΩ]+|[°%$¢€£¥])(?:\s*\^\s*(?P<power>[+-]?\d)|(?P<digit>\d))?\.?")
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
 # A count of things is no product: their words are one unit of its own.
 _THINGS = re.compile(r"(?!(?:sin|cos|tan|log|sqrt)\b)[A-Za-z]{3}[A-Za-z' -]*")
