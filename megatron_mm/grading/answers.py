@@ -118,7 +118,9 @@ def bare(text: str) -> str:
         text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
         for opening, closing in _AROUND:
             inside = text.removeprefix(opening).removesuffix(closing)
-            if len(inside) == len(text) - len(opening + closing) and closing not in inside and opening not in inside:
+            # Not the sign of dollars.
+            marks = inside.replace(r"\$", "")
+            if len(inside) == len(text) - len(opening + closing) and closing not in marks and opening not in marks:
                 text = inside.strip()
         if text.startswith(("\\boxed", "\\fbox")) and (inside := last_box(text)) is not None:
             text = inside

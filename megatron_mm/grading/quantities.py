@@ -100,7 +100,7 @@ def parse_quantity(text: str) -> Quantity | None:
 
     Several may stand side by side where they add up, as in `6 ft 2 in`.
     """
-    text = _plain(text)
+    text = plain_text(text)
     if text.lower() in _NUMBER_WORDS:
         return Quantity(Fraction(_NUMBER_WORDS[text.lower()]), None, False)
     total: Quantity | None = None
@@ -216,7 +216,8 @@ _REPLACED = [
 ]
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """A text without the LaTeX that is written around numbers and units."""
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     return text.strip()
