@@ -96,8 +96,13 @@ KINDS: dict[str, Callable[[str, Expected], bool]] = {
 }
 
 _INTEGER = re.compile(r"[0-9]{1,18}")
+_ANSWER = r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice)"
+_IS = r"(?:is\b\s*:?|:)"
 _SAID_BEFORE = re.compile(
-    r"\A(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
+    rf"\A(?:(?:(?:so|thus|hence|therefore)\b,?\s*)?{_ANSWER}\s*{_IS}"
+    # In bold, with the colon inside or behind.
+    rf"|\*\*{_ANSWER}\s*(?:{_IS}\s*\*\*|\*\*\s*{_IS})"
+    r"|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
     re.IGNORECASE,
 )
 # A word of three letters or more, and nothing that counts or computes.
@@ -122,8 +127,7 @@ def bare(text: str) -> str:
             marks = inside.replace(r"\$", "")
             if len(inside) == len(text) - len(opening + closing) and closing not in marks and opening not in marks:
                 text = inside.strip()
-        if text.startswith(("\\boxed", "\\fbox")) and (inside := last_box(text)) is not None:
-            text = inside
+        text = last_box(text) or text
         if text == before:
             break
     return _HALF_DAY.sub(r"\1m", text)
