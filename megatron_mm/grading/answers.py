@@ -77,8 +77,11 @@ def _choice(answer: str, expected: Expected) -> bool:
 
 def _plain(answer: str, expected: Expected) -> bool:
     """What is no choice: words as text, everything else as mathematics."""
-    is_text = _TEXT.fullmatch(bare(expected.reference)) is not None and parse_quantity(bare(expected.reference)) is None
-    return _text(answer, expected) if is_text else _math(answer, expected)
+    given, right = bare(answer), bare(expected.reference)
+    is_text = _TEXT.fullmatch(right) and parse_quantity(right) is None and right.casefold() not in _INFINITY
+    if is_text or not _SHORT_WORDS.isdisjoint((given.casefold(), right.casefold())):
+        return _text(answer, expected)
+    return _math(answer, expected)
 
 
 def _auto(answer: str, expected: Expected) -> bool:
@@ -107,6 +110,9 @@ _SAID_BEFORE = re.compile(
 )
 # A word of three letters or more, and nothing that counts or computes.
 _TEXT = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_][^\d_\\$^=<>+*/{}()\[\]|]*", re.DOTALL)
+_INFINITY = ("inf", "infinity")
+# Words that are no products: `on` is not `no`. Other letters side by side may be.
+_SHORT_WORDS = frozenset(["no", "on", "up", "us", "uk", "am", "pm", "ne", "nw", "se", "sw"])
 _ARTICLE = re.compile(r"\A(?:the|an?)\s+(?=\S)")
 _AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), (r"\text{", "}")]
 _HALF_DAY = re.compile(r"\b([ap])\.m\b\.?", re.IGNORECASE)

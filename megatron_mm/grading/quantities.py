@@ -101,8 +101,8 @@ def parse_quantity(text: str) -> Quantity | None:
     Several may stand side by side where they add up, as in `6 ft 2 in`.
     """
     text = plain_text(text)
-    if text.lower() in _NUMBER_WORDS:
-        return Quantity(Fraction(_NUMBER_WORDS[text.lower()]), None, False)
+    if (in_words := text.lower().replace(" ", "-")) in _NUMBER_WORDS:
+        return Quantity(Fraction(_NUMBER_WORDS[in_words]), None, False)
     total: Quantity | None = None
     position = 0
     while number := _NUMBER.match(text, position):
@@ -149,10 +149,22 @@ def _value(number: re.Match[str]) -> Fraction | None:
     else:
         digits = re.sub("[, ]", "", number["digits"])
         value = Fraction(digits + "0" if digits.endswith(".") else digits) / divisor
-    value *= Fraction(10) ** power
+    value *= Fraction(10) ** power * MAGNITUDES.get((number["magnitude"] or "").lower(), 1)
     return -value if number["sign"] == "-" else value
 
 
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Up to ninety-nine, and one hundred and the like.
+_NUMBER_WORDS = {
+    "zero": 0,
+    **{word: number for number, word in enumerate(_ONES + _TEENS, start=1)},
+    **{word: 10 * number for number, word in enumerate(_TENS, start=2)},
+    **{f"{ten}-{one}": 10 * i + j for i, ten in enumerate(_TENS, start=2) for j, one in enumerate(_ONES, start=1)},
+    **{f"{one}-{word}": i * size for word, size in MAGNITUDES.items() for i, one in enumerate(_ONES, start=1)},
+}
 _INTEGER = r"[+-]?\d{1,9}"
 # The digits end where they end, so that no match is found again with fewer of them.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?![,\d])|\d{1,3}(?:[ ]\d{3})++(?![\d./])|\d++)(?:\.\d*+)?|\.\d++"
@@ -160,40 +172,12 @@ _NUMBER = re.compile(
     rf"""\s*(?P<sign>[+-]?)\s*(?P<currency>[$€£¥]?)\s*
     (?:(?P<whole>\d++)\s+(?P<over>\d++)\s*/\s*(?P<under>\d++)(?![.\d])
       |(?P<digits>{_DIGITS})(?:\s*/\s*(?P<divisor>\d++)(?![.\d]))?)
-    (?:(?:[eE]|\s*[*x]\s*10\s*\^\s*)(?P<power>{_INTEGER})(?!\w))?
+    (?:(?:[eE]|\s*[*x]\s*10\s*\^\s*)(?P<power>{_INTEGER})(?!\w)|\s*(?P<magnitude>(?i:{"|".join(MAGNITUDES)}))\b)?
     """,
     re.VERBOSE,
 )
 # Until the next number that is not a power.
 _UNIT_TEXT = re.compile(r"(?:\^\s*[+-]?\d|(?<=[A-Za-z])\d(?![\d.])|[^\d.+^-]|\.(?!\d))*+")
-_NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
 _LETTER = re.compile("[A-Za-z]")
 
 

@@ -6,19 +6,20 @@ do with each other. They are compared as they are written, up to what is another
 
 import re
 
-from megatron_mm.grading.quantities import Unit, parse_unit, plain_text
+from megatron_mm.grading.quantities import MAGNITUDES, Unit, parse_unit, plain_text
 
 # Not the sign of a power.
 _JOINT = re.compile(r"(?<!\^)-{1,3}|\bto\b")
 # A telephone number has four.
 _MAX_PIECES = 8
-# A number or a time, and what stands behind it.
+# A number or a time; half of the day or size; what stands behind it.
 _PIECE = re.compile(
     r"(?P<currency>[$€£¥]?)\s*+(?P<number>\d++(?:,\d{3})*+(?:\.\d++|:\d\d)?+)"
-    r"(?:\s*+(?P<half>[ap]m)|(?P<behind>\s*+(?:(?P<letter>[A-Za-z])\Z|[^\d\s].*+)))?",
+    rf"(?:\s*+(?P<mark>(?i:[ap]m|{'|'.join(MAGNITUDES)}))\b)?"
+    r"(?P<behind>\s*+(?:(?P<letter>[A-Za-z])\Z|[^\d\s].*+))?",
     re.DOTALL,
 )
-_TIME = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d\d){0,2}+)\s*+(?P<half>[ap]m)?")
+_TIME = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d\d){0,2}+)\s*+(?P<half>(?i:[ap]m))?")
 _DATE = re.compile(r"(\d++)\s*+/\s*+(\d++)\s*+/\s*+(\d++)")
 _ADDRESS = re.compile(r"\d++(?:\.\d++){2,}+")
 _IN_BASE = re.compile(r"\(?(?P<digits>[0-9A-F.]++)\)?_\(?(?P<base>\d{1,2})\)?")
@@ -80,7 +81,7 @@ def _time(text: str) -> str | None:
     match = _TIME.fullmatch(text)
     if match is None or not (match["rest"] or match["half"]):
         return None
-    return f"{int(match['hour'])}{match['rest'] or ':00'}{match['half'] or ''}"
+    return f"{int(match['hour'])}{match['rest'] or ':00'}{(match['half'] or '').lower()}"
 
 
 def _equal_numerals(answer: str, reference: str) -> bool | None:
@@ -120,8 +121,8 @@ def _range(text: str) -> list[_Piece] | None:
         unit = _unit_of(piece if piece["currency"] or piece["behind"] else pieces[-1])
         if unit is None:
             return None
-        half = piece["half"] or pieces[-1]["half"] or ""
-        read.append((sign + piece["number"].replace(",", "") + half, unit if unit.dimension else None))
+        mark = (piece["mark"] or pieces[-1]["mark"] or "").lower()
+        read.append((sign + piece["number"].replace(",", "") + mark, unit if unit.dimension else None))
         sign = ""
     return read
 
