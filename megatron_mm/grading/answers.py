@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from megatron_mm.chat.modes import bare_answer
 from megatron_mm.grading.characters import plain_characters
-from megatron_mm.grading.choices import equal_choices, is_letter, options_of
+from megatron_mm.grading.choices import FONTS, are_letters, equal_choices, is_letter, options_of
 from megatron_mm.grading.expressions import equal_expressions
 from megatron_mm.grading.formats import last_box
 from megatron_mm.grading.quantities import Tolerance, equal_quantities, parse_quantity
@@ -85,7 +85,9 @@ def _plain(answer: str, expected: Expected) -> bool:
 
 
 def _auto(answer: str, expected: Expected) -> bool:
-    is_choice = is_letter(bare(expected.reference)) or bool(options_of(expected.question))
+    given, right = bare(answer), bare(expected.reference)
+    # `A,B` for AB; two that are alike may be products or lists.
+    is_choice = is_letter(right) or bool(options_of(expected.question)) or are_letters(given, right)
     return _choice(answer, expected) if is_choice else _plain(answer, expected)
 
 
@@ -114,7 +116,8 @@ _INFINITY = ("inf", "infinity")
 # Words that are no products: `on` is not `no`. Other letters side by side may be.
 _SHORT_WORDS = frozenset(["no", "on", "up", "us", "uk", "am", "pm", "ne", "nw", "se", "sw"])
 _ARTICLE = re.compile(r"\A(?:the|an?)\s+(?=\S)")
-_AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), (r"\text{", "}")]
+_AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")]
+_AROUND += [(rf"\{font}{{", "}") for font in FONTS]
 _HALF_DAY = re.compile(r"\b([ap])\.m\b\.?", re.IGNORECASE)
 # More layers than this nobody writes.
 _MAX_LAYERS = 8
@@ -140,5 +143,5 @@ def bare(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", bare(text))
+    text = re.sub(rf"\\(?:{'|'.join(FONTS)})\s*\{{([^{{}}]*)\}}", r"\1", bare(text))
     return _ARTICLE.sub("", " ".join(text.casefold().split()).rstrip(".!"))
