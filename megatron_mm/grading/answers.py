@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megatron_mm.chat.modes import bare_answer
-from megatron_mm.grading.choices import equal_choices, is_letter, options_of
+from megatron_mm.grading.characters import plain_characters
+from megatron_mm.grading.choices import FONTS, are_letters, equal_choices, is_letter, options_of
 from megatron_mm.grading.expressions import equal_expressions
 from megatron_mm.grading.formats import last_box
 from megatron_mm.grading.quantities import Tolerance, equal_quantities, parse_quantity
@@ -76,12 +77,17 @@ def _choice(answer: str, expected: Expected) -> bool:
 
 def _plain(answer: str, expected: Expected) -> bool:
     """What is no choice: words as text, everything else as mathematics."""
-    is_text = _TEXT.fullmatch(bare(expected.reference)) is not None and parse_quantity(expected.reference) is None
-    return _text(answer, expected) if is_text else _math(answer, expected)
+    given, right = bare(answer), bare(expected.reference)
+    is_text = _TEXT.fullmatch(right) and parse_quantity(right) is None and right.casefold() not in _INFINITY
+    if is_text or not _SHORT_WORDS.isdisjoint((given.casefold(), right.casefold())):
+        return _text(answer, expected)
+    return _math(answer, expected)
 
 
 def _auto(answer: str, expected: Expected) -> bool:
-    is_choice = is_letter(bare(expected.reference)) or bool(options_of(expected.question))
+    given, right = bare(answer), bare(expected.reference)
+    # `A,B` for AB; two that are alike may be products or lists.
+    is_choice = is_letter(right) or bool(options_of(expected.question)) or are_letters(given, right)
     return _choice(answer, expected) if is_choice else _plain(answer, expected)
 
 
@@ -95,14 +101,23 @@ KINDS: dict[str, Callable[[str, Expected], bool]] = {
 }
 
 _INTEGER = re.compile(r"[0-9]{1,18}")
+_ANSWER = r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice)"
+_IS = r"(?:is\b\s*:?|:)"
 _SAID_BEFORE = re.compile(
-    r"\A(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b\s*:?|:)|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
+    rf"\A(?:(?:(?:so|thus|hence|therefore)\b,?\s*)?{_ANSWER}\s*{_IS}"
+    # In bold, with the colon inside or behind.
+    rf"|\*\*{_ANSWER}\s*(?:{_IS}\s*\*\*|\*\*\s*{_IS})"
+    r"|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
     re.IGNORECASE,
 )
 # A word of three letters or more, and nothing that counts or computes.
 _TEXT = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_][^\d_\\$^=<>+*/{}()\[\]|]*", re.DOTALL)
+_INFINITY = ("inf", "infinity")
+# Words that are no products: `on` is not `no`. Other letters side by side may be.
+_SHORT_WORDS = frozenset(["no", "on", "up", "us", "uk", "am", "pm", "ne", "nw", "se", "sw"])
 _ARTICLE = re.compile(r"\A(?:the|an?)\s+(?=\S)")
-_AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), (r"\text{", "}")]
+_AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")]
+_AROUND += [(rf"\{font}{{", "}") for font in FONTS]
 _HALF_DAY = re.compile(r"\b([ap])\.m\b\.?", re.IGNORECASE)
 # More layers than this nobody writes.
 _MAX_LAYERS = 8
@@ -110,21 +125,23 @@ _MAX_LAYERS = 8
 
 def bare(text: str) -> str:
     """An answer or reference without tags, `$..$`, `\\boxed{..}`, bold, "The answer is" and a full stop."""
+    text = plain_characters(text)
     for _ in range(_MAX_LAYERS):
         before = text
         text = _SAID_BEFORE.sub("", bare_answer(text))
         text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
         for opening, closing in _AROUND:
             inside = text.removeprefix(opening).removesuffix(closing)
-            if len(inside) == len(text) - len(opening + closing) and closing not in inside and opening not in inside:
+            # Not the sign of dollars.
+            marks = inside.replace(r"\$", "")
+            if len(inside) == len(text) - len(opening + closing) and closing not in marks and opening not in marks:
                 text = inside.strip()
-        if text.startswith(("\\boxed", "\\fbox")) and (inside := last_box(text)) is not None:
-            text = inside
+        text = last_box(text) or text
         if text == before:
             break
     return _HALF_DAY.sub(r"\1m", text)
 
 
 def _words(text: str) -> str:
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", bare(text))
+    text = re.sub(rf"\\(?:{'|'.join(FONTS)})\s*\{{([^{{}}]*)\}}", r"\1", bare(text))
     return _ARTICLE.sub("", " ".join(text.casefold().split()).rstrip(".!"))

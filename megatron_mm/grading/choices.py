@@ -4,8 +4,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from megatron_mm.grading.characters import plain_characters
+
 # MMMU has up to nine options; we have not seen more.
 LETTERS = "ABCDEFGHIJ"
+FONTS = ("text", "textbf", "textrm", "mathbf", "mathrm")
 _LETTER = rf"[{LETTERS}]"
 _LABEL = rf"(?:[(\[]\s*(?P<inside>{_LETTER}|{_LETTER.lower()})\s*[)\]]|(?P<plain>{_LETTER}|{_LETTER.lower()}))"
 _WORD = r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*(?:is\s*)?:?\s*)*"
@@ -15,6 +18,12 @@ _SEVERAL = re.compile(
     rf"\s*(?i:{_WORD}|options\s*)(?P<all>\(?{_LETTER}\)?(?:\s*+(?:(?:,|and|&|/)\s*+)*+\(?{_LETTER}\)?)++)\.?\s*"
 )
 _ANOTHER = re.compile(rf"(?:\b(?:or|and)\b|[,/;])\s*\(?({_LETTER})(?:[.:)]|\Z)")
+_JOINED = re.compile(rf"{_LETTER}{{2,}}")
+_POINT = re.compile(rf"(?:the\s+)?point\s+({_LETTER})", re.IGNORECASE)
+# A letter in a font of its own before the text of its option.
+_IN_FONT = re.compile(rf"(?:\\(?:{'|'.join(FONTS)})\s*\{{(?P<braces>[^{{}}]*)\}}|\*\*(?P<stars>[^*]*)\*\*)(?:\\[ ,;])?")
+# A letter that is followed by nothing but space, a dash, a comma or a parenthesis: `A cat` is no choice of A.
+_BESIDE_TEXT = re.compile(rf"(?P<letter>{_LETTER})(?:\s*[,-]\s*|\s+)(?P<text>\S.*)", re.DOTALL)
 # Options in a question: at the start of a line, or in parentheses anywhere.
 _AT_LINE_START = re.compile(rf"^[ \t]*\(?(?P<letter>{_LETTER})[.:)][ \t]*(?P<text>.+)$", re.MULTILINE)
 _IN_PARENTHESES = re.compile(rf"\((?P<letter>{_LETTER})\)(?P<text>.*?)(?=\({_LETTER}\)|\n|\Z)", re.DOTALL)
@@ -49,8 +58,21 @@ def is_letter(text: str) -> bool:
     return re.fullmatch(rf"\s*(?:\({_LETTER}\)|{_LETTER}[.)]?)\s*", text) is not None
 
 
+def are_letters(answer: str, reference: str) -> bool:
+    """Whether both are several letters, each once, which one of them lists: `A,B` and `AB`."""
+    joined = [_JOINED.fullmatch(text) is not None for text in (answer, reference)]
+    return any(joined) and not all(joined) and _are_several(answer) and _are_several(reference)
+
+
+def _are_several(text: str) -> bool:
+    match = _SEVERAL.fullmatch(text)
+    letters = re.findall(_LETTER, match["all"]) if match else []
+    return len(letters) == len(set(letters)) > 1
+
+
 def options_of(question: str) -> dict[str, str]:
     """Text of each option that a question gives, by letter; empty unless they begin with A and leave none out."""
+    question = plain_characters(question)
     for pattern in (_AT_LINE_START, _IN_PARENTHESES):
         found = {match["letter"]: match["text"].strip() for match in pattern.finditer(question)}
         if len(found) > 1 and "".join(found) == LETTERS[: len(found)]:
@@ -67,7 +89,7 @@ def equal_choices(answer: str, reference: str, options: dict[str, str], same: Ca
     Args:
         same: compares two texts.
     """
-    given, right = parse_choice(answer), parse_choice(reference)
+    given, right = _parse_answer(answer, options, same), parse_choice(reference)
     letters, right_letters = given.letters or _letter_of(given.text, options, same), right.letters
     right_letters = right_letters or _letter_of(right.text, options, same)
     if not (letters and right_letters):
@@ -81,6 +103,32 @@ def equal_choices(answer: str, reference: str, options: dict[str, str], same: Ca
         meant = _letter_of(given.text, options, same)
         return not meant or meant == letters
     return not right.text or same(given.text, right.text)
+
+
+def _parse_answer(text: str, options: dict[str, str], same: Callable[[str, str], bool]) -> Choice:
+    """As `parse_choice`; the options also tell a letter from the first word of a text."""
+    choice = parse_choice(text)
+    if choice.letters or _letter_of(choice.text, options, same):
+        return choice
+    if point := _POINT.fullmatch(choice.text):
+        return Choice(frozenset(point[1].upper()), "")
+    text = _without_font(choice.text)
+    if (plain := parse_choice(text)).letters:
+        return plain
+    match = _BESIDE_TEXT.fullmatch(text)
+    if match and _letter_of(_without_parentheses(match["text"]), options, same) == {match["letter"]}:
+        return Choice(frozenset(match["letter"]), match["text"])
+    return choice
+
+
+def _without_font(text: str) -> str:
+    match = _IN_FONT.match(text)
+    return f"{match['braces'] or match['stars'] or ''} {text[match.end() :]}" if match else text
+
+
+def _without_parentheses(text: str) -> str:
+    is_note = text.startswith("(") and text.endswith(")") and text.count("(") == 1 and "," not in text
+    return text[1:-1] if is_note else text
 
 
 def _letter_of(text: str, options: dict[str, str], same: Callable[[str, str], bool]) -> frozenset[str]:

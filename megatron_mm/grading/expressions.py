@@ -19,6 +19,7 @@ from megatron_mm.grading.quantities import (
     parse_quantity,
     parse_unit,
 )
+from megatron_mm.grading.written import equal_as_written
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi|theta|alpha|beta|infty"
 # Plain text and Unicode -> LaTeX that math-verify reads; in this order.
@@ -27,7 +28,6 @@ _REPLACED = [
     (re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad"), " "),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ","),
-    (re.compile("[−–]"), "-"),
     (re.compile("√"), r"\\sqrt "),
     (re.compile("×|·|⋅"), r"\\cdot "),
     (re.compile("÷"), r"\\div "),
@@ -44,8 +44,6 @@ _REPLACED = [
     (re.compile("∩"), r"\\cap "),
     (re.compile(r"∅|\\varnothing"), r"\\emptyset "),
     (re.compile("ℝ"), r"\\mathbb{R}"),
-    (re.compile(r"²"), "^2"),
-    (re.compile(r"³"), "^3"),
     (re.compile(r"(?<![\\A-Za-z])(?:inf|oo|infinity)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])"), r"\\\1 "),
@@ -107,6 +105,8 @@ def _equal(answer: str, reference: str, tolerance: Tolerance) -> bool:
     if _squeezed(answer) == _squeezed(reference) != "":
         return True
     answer, reference = _without_names(answer, reference)
+    if (is_equal := equal_as_written(answer, reference)) is not None:
+        return is_equal
     numbers = parse_quantity(answer), parse_quantity(reference)
     if numbers[0] is not None and numbers[1] is not None:
         return equal_quantities(numbers[0], numbers[1], tolerance)

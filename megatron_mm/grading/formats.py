@@ -54,7 +54,21 @@ def tagged(response: str) -> str | None:
 
 
 def think(response: str) -> str | None:
-    """What follows the thought in `<think>..</think>answer`; the thought may be empty."""
+    """The answer in `<think>..</think>answer`: the last box's content if there is a box, else all of it."""
+    return _boxed_or_whole(_after_only_thought(response))
+
+
+def think_in_part(response: str) -> str | None:
+    """As `think`, whatever stands before the last thought, and without any."""
+    return _boxed_or_whole(after_thought(response))
+
+
+def _boxed_or_whole(text: str | None) -> str | None:
+    return text and (last_box(text) or text)
+
+
+def _after_only_thought(response: str) -> str | None:
+    """What follows the thought, which may be empty."""
     parts = _AT_TAGS.split(response, maxsplit=2)
     if tuple(parts[1::2]) != (THINK, END_THINK) or parts[0].strip():
         return None
@@ -79,7 +93,7 @@ def boxed(response: str) -> str | None:
 
 def think_boxed(response: str) -> str | None:
     """As `boxed`, in a response that has the form of `think`."""
-    text = think(response)
+    text = _after_only_thought(response)
     return None if text is None else last_box(text)
 
 
@@ -102,7 +116,7 @@ FORMATS = {
     one.name: one
     for one in (
         Format("vision_r1", vision_r1, tagged),
-        Format("think", think, after_thought),
+        Format("think", think, think_in_part),
         Format("boxed", boxed, boxed),
         Format("think_boxed", think_boxed, boxed),
     )

@@ -100,9 +100,9 @@ def parse_quantity(text: str) -> Quantity | None:
 
     Several may stand side by side where they add up, as in `6 ft 2 in`.
     """
-    text = _plain(text)
-    if text.lower() in _NUMBER_WORDS:
-        return Quantity(Fraction(_NUMBER_WORDS[text.lower()]), None, False)
+    text = plain_text(text)
+    if (in_words := text.lower().replace(" ", "-")) in _NUMBER_WORDS:
+        return Quantity(Fraction(_NUMBER_WORDS[in_words]), None, False)
     total: Quantity | None = None
     position = 0
     while number := _NUMBER.match(text, position):
@@ -149,10 +149,22 @@ def _value(number: re.Match[str]) -> Fraction | None:
     else:
         digits = re.sub("[, ]", "", number["digits"])
         value = Fraction(digits + "0" if digits.endswith(".") else digits) / divisor
-    value *= Fraction(10) ** power
+    value *= Fraction(10) ** power * MAGNITUDES.get((number["magnitude"] or "").lower(), 1)
     return -value if number["sign"] == "-" else value
 
 
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Up to ninety-nine, and one hundred and the like.
+_NUMBER_WORDS = {
+    "zero": 0,
+    **{word: number for number, word in enumerate(_ONES + _TEENS, start=1)},
+    **{word: 10 * number for number, word in enumerate(_TENS, start=2)},
+    **{f"{ten}-{one}": 10 * i + j for i, ten in enumerate(_TENS, start=2) for j, one in enumerate(_ONES, start=1)},
+    **{f"{one}-{word}": i * size for word, size in MAGNITUDES.items() for i, one in enumerate(_ONES, start=1)},
+}
 _INTEGER = r"[+-]?\d{1,9}"
 # The digits end where they end, so that no match is found again with fewer of them.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})++(?![,\d])|\d{1,3}(?:[ ]\d{3})++(?![\d./])|\d++)(?:\.\d*+)?|\.\d++"
@@ -160,45 +172,18 @@ _NUMBER = re.compile(
     rf"""\s*(?P<sign>[+-]?)\s*(?P<currency>[$€£¥]?)\s*
     (?:(?P<whole>\d++)\s+(?P<over>\d++)\s*/\s*(?P<under>\d++)(?![.\d])
       |(?P<digits>{_DIGITS})(?:\s*/\s*(?P<divisor>\d++)(?![.\d]))?)
-    (?:(?:[eE]|\s*[*x]\s*10\s*\^\s*)(?P<power>{_INTEGER})(?!\w))?
+    (?:(?:[eE]|\s*[*x]\s*10\s*\^\s*)(?P<power>{_INTEGER})(?!\w)|\s*(?P<magnitude>(?i:{"|".join(MAGNITUDES)}))\b)?
     """,
     re.VERBOSE,
 )
 # Until the next number that is not a power.
 _UNIT_TEXT = re.compile(r"(?:\^\s*[+-]?\d|(?<=[A-Za-z])\d(?![\d.])|[^\d.+^-]|\.(?!\d))*+")
-_NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
 _LETTER = re.compile("[A-Za-z]")
 
 
 # Words and LaTeX around numbers -> plain characters; in this order.
 _REPLACED = [
+    (re.compile(r"([\^_])\s*\{\s*([+-]?\w+)\s*\}"), r"\1\2"),
     (re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|operatorname|rm)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\left|\\right|\\displaystyle|\\!|\\(?=\$)"), ""),
     (re.compile(r"\{,\}"), ","),
@@ -211,14 +196,12 @@ _REPLACED = [
     (re.compile(r"\\%|\bper\s?cent\b|\bpct\b"), _PERCENT),
     (re.compile(r"\\Omega|Ω|\bohms?\b"), "Ω"),
     (re.compile(r"\\mu\b|μ|µ"), "µ"),
-    (re.compile("[−–]"), "-"),
-    (re.compile(r"²"), "^2"),
-    (re.compile(r"³"), "^3"),
     (re.compile(r"\s+"), " "),
 ]
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """A text without the LaTeX that is written around numbers and units."""
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -292,14 +275,14 @@ _UNITS: dict[str, Unit] = {
     **dict.fromkeys(("rad", "radian"), _unit(57.29577951308232, degree=1)),
     _PERCENT: Unit(Fraction(1), {_PERCENT: 1}),
     **dict.fromkeys(("$", "dollar", "USD"), _unit(1, dollar=1)),
-    "cent": _unit("1/100", dollar=1),
+    **dict.fromkeys(("¢", "cent"), _unit("1/100", dollar=1)),
     **dict.fromkeys(("€", "euro", "EUR"), _unit(1, euro=1)),
     **dict.fromkeys(("£", "GBP"), _unit(1, pound=1)),
     **dict.fromkeys(("¥", "yen", "yuan"), _unit(1, yen=1)),
     # Says nothing.
     "unit": Unit(),
 }
-_WORD = re.compile(r"(?P<name>°?[A-Za-zµΩ]+|[°%$€£¥])(?:\s*\^\s*(?P<power>[+-]?\d)|(?P<digit>\d))?\.?")
+_WORD = re.compile(r"(?P<name>°?[A-Za-zµΩ]+|[°%$¢€£¥])(?:\s*\^\s*(?P<power>[+-]?\d)|(?P<digit>\d))?\.?")
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
 # A count of things is no product: their words are one unit of its own.
 _THINGS = re.compile(r"(?!(?:sin|cos|tan|log|sqrt)\b)[A-Za-z]{3}[A-Za-z' -]*")

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mm.grading.answers import KINDS, Expected, bare, equal, exact_match, settled
+from megatron_mm.grading.keeper import Limits
 from megatron_mm.grading.quantities import Tolerance
+from megatron_mm.grading.rewards import RewardSpec, Submission
 
 PAIRS = [
     json.loads(line) for line in (Path(__file__).with_name("pairs.jsonl")).read_text(encoding="utf-8").splitlines()
@@ -91,10 +93,46 @@ def test_tolerance(answer: str, reference: str, tolerance: Tolerance, is_equal: 
         (r"\boxed{\text{B}}", "B"),
         ("$" * 40, "$" * 40),
         ("...", "..."),
+        (r"So, $x = \boxed{7}$.", "7"),
+        ("**Answer:** 7", "7"),
+        ("**Answer**: **7**", "7"),
+        ("**Final Answer:** $7$", "7"),
+        ("**The answer is** 7.", "7"),
+        ("**Answer: 7**", "7"),
+        ("The correct option is **B**.", "B"),
+        ("Therefore, the correct choice is: (B).", "(B)"),
+        (r"$\$7$", r"\$7"),
+        (r"\boxed{7", r"\boxed{7"),
     ],
 )
 def test_wrappings_come_off(text: str, inside: str) -> None:
     assert bare(text) == inside
+
+
+STEPS = "We have $a=3$ and $b=4$,\nso $c=\\sqrt{9+16}=5$.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        (STEPS + r"$$\boxed{5}$$", "5", "3"),
+        (STEPS * 50 + r"Therefore, the answer is \boxed{5}.", "5", "4"),
+        (r"So, $c = \boxed{5}$ cm.", "5 cm", "6 cm"),
+        (r"So the answer is \boxed{B}.", "B", "A"),
+        ("**Answer:** B", "B", "A"),
+        ("**Final Answer:** 14", "14", "4"),
+        ("The correct option is **B**.", "B", "A"),
+    ],
+)
+def test_what_stands_around_an_answer_does_not_count(text: str, right: str, wrong: str) -> None:
+    spec = RewardSpec(format="think")
+    submission = Submission(f"<think>\na\n</think>\n\n{text}", right)
+    format_right, answer = spec.answer_of(submission)
+    assert format_right
+    assert answer is not None
+    assert len(answer) < Limits().answer_chars
+    assert spec.judge()(answer, right, "")
+    assert not spec.judge()(answer, wrong, "")
 
 
 @pytest.mark.parametrize(

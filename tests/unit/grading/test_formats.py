@@ -96,10 +96,31 @@ def test_vision_r1_kept_in_part(response: str, answer: str | None) -> None:
         ("<think>a</think>7</think>8", None),
         ("<think>a</think>7<think>b", None),
         ("<think>a</think><answer>7</answer><answer>8</answer>", None),
+        (r"<think>a</think>Therefore, the answer is \boxed{7}.", "7"),
+        (r"<think>\boxed{6}</think>7", "7"),
+        (r"<think>a</think>First \boxed{6}, then $\fbox{7}$, done.", "7"),
+        (r"<think>a</think><answer>So \boxed{7}.</answer>", "7"),
+        # No box: it does not close, or nothing is in it.
+        (r"<think>a</think>\boxed{7", r"\boxed{7"),
+        (r"<think>a</think>7 \boxed{}", r"7 \boxed{}"),
     ],
 )
 def test_think(response: str, answer: str | None) -> None:
     assert FORMATS["think"].strict(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("7", "7"),
+        (r"So \boxed{7}.", "7"),
+        (r"a</think>So \boxed{7}.", "7"),
+        (r"<think>a</think><think>\boxed{7}", None),
+        ("", None),
+    ],
+)
+def test_think_kept_in_part(response: str, answer: str | None) -> None:
+    assert FORMATS["think"].loose(response) == answer
 
 
 @pytest.mark.parametrize(
