@@ -145,7 +145,8 @@ def test_a_plain_optimizer_resumes_its_own_checkpoints_only(digits: Path, tmp_pa
     run_on_ranks(train, 2, cut)
     expected = content(whole.run_dir)
     assert_same(expected, content(cut.run_dir))
-    other = whole.model_copy(update={"optim": whole.optim.model_copy(update={"distributed": True})})
+    longer = whole.train.model_copy(update={"steps": whole.train.steps + 1})
+    other = whole.model_copy(update={"optim": whole.optim.model_copy(update={"distributed": True}), "train": longer})
     for message in run_on_ranks(_train_and_tell, 2, other):
         assert "holds the state of a plain optimizer; resume with optim.distributed=false" in message
 
