@@ -71,8 +71,8 @@ def test_ptst_teaches_the_form_that_a_cold_start_garbles(
 ) -> None:
     lines = _example("vision_r1_ptst", tmp_path)
     assert len(lines) == 40
-    # The cold start ends while it learns the form. How far it came by then differs: of two quickstarts, one left it paid
-    # 0.02 a draw, which 40 updates made 0.14, and the other several times as much.
+    # The cold start ends while it learns the form. How far it has come by then differs: of two quickstarts one left it
+    # paid 0.02 a draw, which 40 updates made 0.14, and the other several times as much.
     assert _mean(lines[-5:], "reward") >= _mean(lines[:5], "reward") + 0.1
     # The first stage has no room for answers to hard questions.
     hard = "heldout/digits/hard/thinking/accuracy"
