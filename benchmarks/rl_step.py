@@ -4,8 +4,8 @@
   prompts, pictures and seeds, in the same process; both begin with empty caches, they alternate, and the ratio is the
   median over pairs.
 - Exchange: bytes a second into the engine's weights, against a copy of the same tensors in memory, of a model large
-  enough that the bytes are what costs. Told apart: what loading into vLLM alone takes of whole tensors that lie ready in
-  memory, and what comparing the weights takes afterwards.
+  enough that the bytes are what costs. Told apart: what loading into vLLM alone takes of whole tensors that lie ready
+  in memory, and what comparing the weights takes afterwards.
 - Step: the share of mini/bpo's steps that is not spent in drawing, forward and backward passes, or exchange, on two
   ranks, from its metrics.
 
