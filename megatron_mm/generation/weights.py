@@ -26,7 +26,6 @@ class Part:
     """What a worker holds of a Hugging Face tensor.
 
     Attributes:
-        name: of the tensor.
         index: of the part in the whole tensor.
         module: of vLLM's that holds it.
         leaf: the module's parameter.
@@ -34,7 +33,6 @@ class Part:
         multiplies: whether the module multiplies by it, and so may have packed it.
     """
 
-    name: str
     index: Index
     module: nn.Module
     leaf: str
@@ -158,7 +156,7 @@ def _part_of(model: Any, modules: dict[str, nn.Module], name: str, shape: tuple[
     index, rows = _cut(module, leaf, place, shape)
     # A table is looked up, although it may have been packed as well.
     multiplies = leaf == "weight" and hasattr(module, "cpu_linear") and not path.endswith("embed_tokens")
-    return Part(name, index, module, leaf, rows, multiplies)
+    return Part(index, module, leaf, rows, multiplies)
 
 
 def _cut(module: Any, leaf: str, place: int, shape: tuple[int, ...]) -> tuple[Index, slice]:

@@ -65,7 +65,7 @@ def _module(multiply: Callable[..., Tensor], method: _Method) -> Any:
 )
 def test_what_is_multiplied_by_is_read(multiply: Callable[..., Tensor], expected: Tensor) -> None:
     module = _module(multiply, _Method())
-    part = Part("a.weight", (slice(0, 2), slice(0, 3)), module, "weight", slice(0, 2), multiplies=True)
+    part = Part((slice(0, 2), slice(0, 3)), module, "weight", slice(0, 2), multiplies=True)
     assert torch.equal(part.read(), expected)
 
 
@@ -78,8 +78,8 @@ def test_what_is_multiplied_by_is_written_over(is_packed: bool, drops: bool, sen
         module.quant_method.process_weights_after_loading(module)
     # Of tensors with a column more at either side.
     index = (slice(0, 1), slice(1, 4))
-    parts = {name: [Part(name, index, module, "weight", slice(row, row + 1), True)] for row, name in enumerate("ab")}
-    parts["bias"] = [Part("bias", (slice(0, 2),), module, "bias", slice(0, 2), False)]
+    parts = {name: [Part(index, module, "weight", slice(row, row + 1), True)] for row, name in enumerate("ab")}
+    parts["bias"] = [Part((slice(0, 2),), module, "bias", slice(0, 2), False)]
     tensors = dict(zip("ab", torch.full((2, 1, 5), 9.0).cumsum(0), strict=True)) | {"bias": torch.ones(2)}
     for round_number in (1, 2):
         load_weights(parts, [(name, tensors[name] * round_number) for name in ("bias", *sent)])
