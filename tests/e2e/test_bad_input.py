@@ -46,9 +46,9 @@ def test_a_plan_of_reinforcement_learning() -> None:
     _assert_refused(result, "mini/bpo draws responses, which `megatron-mm plan` does not count")
 
 
-def test_rewards_are_known_before_ranks_start(digits: Path) -> None:
+def test_rewards_are_known_before_data_are_read() -> None:
     names = ["rl.reward.name=accuracy", "rl.reward.format=boxes", "rl.reward.kind=numeral"]
-    result = _megatron_mm("rl", "mini/bpo", f"data.path={digits}", "init_from=null", *names, "--nproc", "2")
+    result = _megatron_mm("rl", "mini/bpo", "data.path=nowhere", "init_from=null", *names, "--nproc", "2")
     _assert_refused(result, "no reward 'accuracy'", "no format 'boxes'", "no kind of answer 'numeral'")
 
 
