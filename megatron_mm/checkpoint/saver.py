@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class Saver:
     def __init__(self, run_dir: Path, config: CheckpointConfig):
         self.last_saved: int | None = None
         self._run_dir, self._config = run_dir, config
-        # On the host also where the ranks' own group is NCCL's: no wait for what the GPU computes.
-        group: Any = dist.new_group(backend="gloo")
+        # On the host also where the ranks' own group is NCCL's: no wait for what the GPU computes. A save that takes
+        # too long is the watchdog's to end.
+        group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self._group: dist.ProcessGroup = group
         self._planner = Planner(group)
         self._pending: tuple[int, Snapshot, BackgroundWrite] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from megatron_mm.checkpoint import paths
 from megatron_mm.config.errors import InputError
@@ -205,3 +206,29 @@ def test_out_of_memory_names_the_shapes(digits: Path, tmp_path: Path) -> None:
     assert "tokens (" in message
     assert "trained tokens); lower train.micro_batch, data.max_sequence_tokens or data.max_pack_tiles" in message
     assert message.endswith("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+# Megatron-Core gathers optimizer states to one rank in it, which nothing here does.
+UNUSED_GROUP = "EXPERT_DATA_PARALLEL_GROUP_GLOO"
+
+
+def _patience(config: RunConfig) -> set[float]:
+    """Seconds that collectives of the groups of more ranks than this one wait. Runs on every rank."""
+    take, found = Learning.take_step, set[float]()
+
+    def take_step(self: Learning, place: Place, **keywords: Any) -> tuple[StepResult, int]:
+        for group in distributed_c10d._world.pg_map:
+            options: Any = group._get_backend(torch.device("cpu")).options
+            if group.size() > 1 and group.group_desc != UNUSED_GROUP:
+                found.add(options._timeout.total_seconds())
+        return take(self, place, **keywords)
+
+    Learning.take_step = take_step  # pyright: ignore[reportAttributeAccessIssue]
+    train(config)
+    return found
+
+
+def test_no_collective_gives_up_before_the_watchdog(digits: Path, tmp_path: Path) -> None:
+    config = _config(digits, tmp_path, train__steps=1, guard__hang_seconds=7200)
+    for seconds in run_on_ranks(_patience, 2, config):
+        assert min(seconds) > 7200
