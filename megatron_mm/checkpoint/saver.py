@@ -19,6 +19,7 @@ from megatron_mm.checkpoint.store import content_of
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import CheckpointConfig
 from megatron_mm.models.vlm import VisionLanguageModel
+from megatron_mm.parallel.state import TIMEOUT_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,17 @@ class Saver:
     Args:
         run_dir: directory that gets `checkpoints/`.
         config: when to write in the background, and what to keep.
+        timeout_seconds: longest that ranks wait for each other.
 
     Attributes:
         last_saved: step of the newest complete checkpoint.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig):
+    def __init__(self, run_dir: Path, config: CheckpointConfig, timeout_seconds: float = TIMEOUT_SECONDS):
         self.last_saved: int | None = None
         self._run_dir, self._config = run_dir, config
-        # On the host also where the ranks' own group is NCCL's: no wait for what the GPU computes. A save that takes
-        # too long is the watchdog's to end.
-        group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        # On the host also where the ranks' own group is NCCL's: no wait for what the GPU computes.
+        group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self._group: dist.ProcessGroup = group
         self._planner = Planner(group)
         self._pending: tuple[int, Snapshot, BackgroundWrite] | None = None

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mm.chat.images import TileRules
-from megatron_mm.chat.render import Rendering, render_sample
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.data.decode import decode_with_pillow
+from megatron_mm.data.reader import SampleReader
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.data.sources.base import RawSample
 from megatron_mm.rl.questions import Questions
@@ -27,27 +26,25 @@ def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: ChatTokenizer) -> 
     return PreparedData(str(directory))
 
 
-def _asked(data: PreparedData, system: str) -> list[str]:
+def _texts(data: PreparedData, system: str) -> list[tuple[str, str]]:
+    """Of each question, the prompt and the sample that a run trains on."""
     rl = f"{{algorithm: bpo, stages: [{{steps: 4, max_response_tokens: 8, group_size: 2}}], system_prompt: {system}}}"
     config = digits_config(Path(data.path), Path("unused"), data__blend="{}", rl=rl)
-    questions = Questions(config, data, data.tokenizer())
-    return [data.tokenizer().decode(questions.prompt(row).ids.tolist()) for row in range(2)]
+    tokenizer = data.tokenizer()
+    questions = Questions(config, data, tokenizer)
+    reader = SampleReader(data, questions.plan.sizes, config, tokenizer, decode_with_pillow)
+    pairs = [(questions.prompt(row), reader.read(row)[1]) for row in range(2)]
+    return [(tokenizer.decode(prompt.ids.tolist()), tokenizer.decode(sample.ids.tolist())) for prompt, sample in pairs]
 
 
 def test_a_sample_is_asked_with_the_text_that_it_is_learned_with(data: PreparedData) -> None:
-    learned = []
-    for row in range(2):
-        stored = data.read(row)
-        content = stored.content.content(decode_with_pillow(stored.pictures, stored.name))
-        rules = TileRules.of_model(digits_config(Path("unused"), Path("unused")).model)
-        ids = render_sample(content, Rendering.PRETRAIN, data.tokenizer(), rules).ids
-        learned.append(data.tokenizer().decode(ids.tolist()))
-    asked = _asked(data, "null")
-    assert sum(OWN in text for text in asked) == 1
-    assert [text.startswith(start) for text, start in zip(learned, asked, strict=True)] == [True, True]
+    texts = _texts(data, "null")
+    assert sum(OWN in asked for asked, _ in texts) == 1
+    for asked, learned in texts:
+        assert learned.startswith(asked)
 
 
 def test_the_recipes_system_text_replaces_a_samples_own(data: PreparedData) -> None:
-    for text in _asked(data, RECIPES):
-        assert OWN not in text
-        assert text.count(RECIPES) == 1
+    for asked, _ in _texts(data, RECIPES):
+        assert OWN not in asked
+        assert asked.count(RECIPES) == 1
