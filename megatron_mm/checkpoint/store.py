@@ -9,9 +9,16 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedStateDict,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
+from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_mm.checkpoint.commit import begin, commit
 from megatron_mm.checkpoint.optimizer_shards import SHARDING, optimizer_state
@@ -24,6 +31,8 @@ from megatron_mm.models.vlm import VisionLanguageModel
 
 #: Counted up where a run cannot go on from what checkpoints held before. Weights load from every one.
 FORMAT = 2
+# What torch calls a module's entry in a state dict that is no tensor of the model.
+_EXTRA_STATE = "_extra_state"
 
 
 def content_of(
@@ -41,6 +50,7 @@ def content_of(
         "format": FORMAT,
         "optimizer_kind": _kind(optimizer),
         "model": model,
+        "fp8_history": _fp8_history(chunks),
         "optimizer": optimizer_state(optimizer, model, _metadata()),
     }
 
@@ -100,8 +110,9 @@ def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: M
     _check_resumable(optimizer, checkpoint)
     sharded = model_state(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
-    loaded = _load({"model": sharded, "optimizer": optimizer_state}, checkpoint)
-    _fill(chunks, loaded["model"])
+    history = _stored_part(_fp8_history(chunks, is_loading=True), checkpoint)
+    loaded = _load({"model": sharded, "fp8_history": history, "optimizer": optimizer_state}, checkpoint)
+    _fill(chunks, loaded["model"], loaded["fp8_history"])
     optimizer.load_state_dict(loaded["optimizer"])
     return loaded["progress"]
 
@@ -131,8 +142,58 @@ def _check_resumable(optimizer: MegatronOptimizer, checkpoint: Path) -> None:
 
 
 def model_state(chunks: Sequence[VisionLanguageModel]) -> dict[str, Any]:
-    """The sharded state of each chunk; the tensors' names in it are those of the whole model."""
-    return {str(number): chunk.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(chunks)}
+    """Return the sharded tensors of each chunk; their names are those of the whole model.
+
+    Layers of Transformer Engine and of Megatron-Core have further entries that the other kind's have not, so a
+    checkpoint that held them could only be loaded into the layers that wrote it. See `_fp8_history` for the ones that
+    matter.
+    """
+    return {
+        str(number): {
+            name: entry
+            for name, entry in chunk.sharded_state_dict(metadata=_metadata()).items()
+            if not isinstance(entry, ShardedObject)
+        }
+        for number, chunk in enumerate(chunks)
+    }
+
+
+def _fp8_history(chunks: Sequence[VisionLanguageModel], *, is_loading: bool = False) -> dict[str, dict[str, Any]]:
+    """Return what delayed scaling remembers of past steps, chunk by chunk: the largest values, and the scales.
+
+    Transformer Engine serializes them into one byte tensor a module. The other FP8 recipes take each scale from the
+    tensor at hand and remember nothing.
+
+    Args:
+        is_loading: whether to return the entries of modules that have nothing to remember yet as well.
+    """
+    return {
+        str(number): {
+            name: entry
+            for name, entry in chunk.sharded_state_dict(metadata=_metadata()).items()
+            if isinstance(entry, ShardedObject)
+            and _is_delayed(chunk, name)
+            and (is_loading or (isinstance(entry.data, torch.Tensor) and entry.data.numel() > 0))
+        }
+        for number, chunk in enumerate(chunks)
+    }
+
+
+def _is_delayed(chunk: VisionLanguageModel, name: str) -> bool:
+    """Return whether the ViT, projector or language model that `name` belongs to has FP8 with delayed scaling."""
+    config: Any = getattr(chunk, name.partition(".")[0]).config
+    return bool(config.fp8) and config.fp8_recipe == "delayed"
+
+
+def _stored_part(history: dict[str, dict[str, Any]], checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of `history` that a checkpoint has; one of another FP8 recipe has none."""
+    if not any(history.values()):
+        return history
+    stored = {entry.key for entry in load_sharded_metadata(str(checkpoint)).values()}
+    return {
+        number: {name: entry for name, entry in of_chunk.items() if entry.key in stored}
+        for number, of_chunk in history.items()
+    }
 
 
 def _expect_stored_positions(state: dict[str, Any], checkpoint: Path) -> None:
@@ -145,9 +206,13 @@ def _expect_stored_positions(state: dict[str, Any], checkpoint: Path) -> None:
             of_chunk[POSITIONS] = ShardedTensor.from_rank_offsets(POSITIONS, room, replica_id=mine.replica_id)
 
 
-def _fill(chunks: Sequence[VisionLanguageModel], loaded: dict[str, Any]) -> None:
+def _fill(
+    chunks: Sequence[VisionLanguageModel], loaded: dict[str, Any], history: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Put loaded tensors into the model. Modules without an entry in `history` keep what they remember."""
     for number, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[str(number)])
+        kept = {name: value for name, value in chunk.state_dict().items() if name.endswith(_EXTRA_STATE)}
+        chunk.load_state_dict({**kept, **loaded[str(number)], **(history or {}).get(str(number), {})})
 
 
 def _metadata() -> dict[str, Any]:
@@ -169,6 +234,9 @@ def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         loaded = dist_checkpointing.load(state, str(checkpoint))
     except (CheckpointingException, KeyError, ValueError, OSError) as error:
         raise InputError(f"checkpoint {checkpoint} is damaged: {error}") from error
+    except CheckpointException as error:  # torch's, for what happened on any rank; it is no Exception
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise InputError(f"checkpoint {checkpoint} cannot be loaded: rank {rank}: {reason}") from error
     assert isinstance(loaded, dict)
     return loaded
 

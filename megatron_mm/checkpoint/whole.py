@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
@@ -148,8 +147,6 @@ def write_whole(
             for piece, values in zip(pieces, parameter.chunk(len(pieces)), strict=True)
             for part in _cut(piece, values, axis, tensor_ranks)
         ]
-    if dist.get_rank() == 0:
-        mine |= {name: entry for name, entry in state["0"].items() if isinstance(entry, ShardedObject)}
 
     def check(checkpoint: Path) -> None:
         stored = WholeParameters(checkpoint, skeleton)

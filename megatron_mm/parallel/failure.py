@@ -55,7 +55,9 @@ def run_rank(work: Callable[[], int]) -> int:
     except InputError as error:
         tell(str(error), is_bad_input=True)
         return BAD_INPUT_CODE
-    except Exception as error:  # noqa: BLE001 (whatever it is, the launcher tells the user)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 (whatever it is: torch's CheckpointException is no Exception)
         words = traceback.format_exc()
         if _is_consequence(error):
             # The training loop's handlers would have it go on; the launcher's SIGTERM shall end it now. SIGUSR1 asks

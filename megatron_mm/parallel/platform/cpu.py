@@ -154,8 +154,21 @@ def _adapt_megatron() -> None:
     # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam
+    _scale_gradients_on_cpu()
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _scale_gradients_on_cpu() -> None:
+    """Where Transformer Engine is installed, Megatron-Core measures and scales gradients with its CUDA kernels."""
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, optimizer
+
+    modules: tuple[Any, ...] = (clip_grads, optimizer)
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    for module in modules:
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
 
 
 def _let_experts_run() -> None:
