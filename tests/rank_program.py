@@ -47,7 +47,7 @@ def _work_together(rank: int, scenario: str) -> None:
     dist.init_process_group("gloo")
     dist.barrier()
     if rank == FAILING_RANK:
-        if scenario == "raise":
+        if scenario in ("raise", "no exception"):
             # The others hear of it before anybody knows why.
             dist.destroy_process_group()
             time.sleep(1)
@@ -65,6 +65,11 @@ def _fail(scenario: str) -> None:
         raise InputError("data.path=nowhere is missing")
     # Long enough for a rank to have stopped itself.
     time.sleep(1 if scenario == "stopped" else 0)
+    if scenario == "no exception":
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        # torch's, for a load or a save that failed on some rank.
+        raise CheckpointException("load", {FAILING_RANK: (ValueError("the planted fault"), None)})  # pyright: ignore
     raise ValueError("the planted fault")
 
 

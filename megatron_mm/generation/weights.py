@@ -134,14 +134,37 @@ def find_parts(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, l
 
 
 def uncovered(model: Any, parts: Iterable[Part]) -> list[str]:
-    """Parameters of a worker's model that none of the parts belongs to."""
-    known = {(id(part.module), part.leaf) for part in parts}
-    return [
-        f"{path}.{leaf}" if path else leaf
-        for path, module in model.named_modules()
-        for leaf, _ in module.named_parameters(recurse=False)
-        if (id(module), leaf) not in known
-    ]
+    """Return the rows of a worker's parameters that none of the parts, or several, are for; a line a parameter.
+
+    Rows are counted, and not names: of a matrix that holds queries, keys and values, one that comes without its keys
+    would leave the engine with old ones. Rows that pad the vocabulary are nobody's.
+    """
+    spans: dict[tuple[int, str], list[slice]] = defaultdict(list)
+    for part in parts:
+        spans[id(part.module), part.leaf].append(part.rows)
+    lines = []
+    for path, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            num_rows = _num_rows(module, leaf, parameter)
+            end, wrong = 0, []
+            for start, stop in sorted(rows.indices(num_rows)[:2] for rows in spans[id(module), leaf]):
+                if start != end:
+                    wrong.append(f"{min(start, end)} to {max(start, end)}")
+                end = max(end, stop)
+            if end != num_rows:
+                wrong.append(f"{end} to {num_rows}")
+            if wrong:
+                lines.append(f"{path}.{leaf}".removeprefix(".") + f" (of {num_rows} rows: {', '.join(wrong)})")
+    return lines
+
+
+def _num_rows(module: Any, leaf: str, parameter: Tensor) -> int:
+    """Return the number of rows that a module's parameter has or, where it was packed and dropped, had."""
+    if hasattr(module, "shard_indices"):
+        return module.shard_indices.num_org_elements
+    if parameter.numel() == 0 and leaf == "weight":
+        return module.output_size_per_partition
+    return len(parameter) if parameter.dim() else 1
 
 
 def _part_of(model: Any, modules: dict[str, nn.Module], name: str, shape: tuple[int, ...]) -> Part:

@@ -53,7 +53,7 @@ def _told(stderr: str) -> str:
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("[rank "))
 
 
-@pytest.mark.parametrize("scenario", ["raise", "stopped"])
+@pytest.mark.parametrize("scenario", ["raise", "no exception", "stopped"])
 def test_the_first_failure_is_told_once_and_everyone_ends(tmp_path: Path, scenario: str) -> None:
     launcher = _launch(tmp_path, scenario)
     pids = _pids(tmp_path)
@@ -62,8 +62,8 @@ def test_the_first_failure_is_told_once_and_everyone_ends(tmp_path: Path, scenar
     assert launcher.returncode == 1
     told = _told(stderr)
     assert told.startswith("megatron-mm: rank 1 failed\nTraceback (most recent call last):\n"), stderr
-    assert told.endswith("ValueError: the planted fault\n")
-    assert stderr.count("Traceback") == 1
+    assert "the planted fault" in told.splitlines()[-1]
+    assert stderr.count("megatron-mm: rank") == 1
     assert "the planted fault" in log_file(tmp_path / "logs", 1).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""A machine without a GPU that passes for one with an H200, as far as modules and configs are built; nothing computes."""
+"""A machine without a GPU that passes for one with an H200 while modules and configs are built. Nothing computes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
@@ -48,7 +47,10 @@ CASES = {
     "mini, tensor 2, sequence": (2, tiny_config(**TWO_RANKS, parallel__sequence="true")),
     "mini, tensor 2, tiles shared out": (2, tiny_config(**TWO_RANKS, model__vision__parallel="data")),
     "mini, pipeline 2": (2, tiny_config(parallel__pipeline=2, precision="bf16")),
-    "experts, tensor 2, expert 2": (2, tiny_config(**TWO_RANKS, parallel__sequence="true", **EXPERTS, parallel__expert=2)),
+    "experts, tensor 2, expert 2": (
+        2,
+        tiny_config(**TWO_RANKS, parallel__sequence="true", **EXPERTS, parallel__expert=2),
+    ),
     "r4b, tensor 2, sequence": (2, _r4b("parallel.tensor=2", "parallel.sequence=true")),
 }
 

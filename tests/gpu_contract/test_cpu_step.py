@@ -1,4 +1,4 @@
-"""Training on the CPU where the packages of a GPU machine are installed: on one whose GPUs are hidden, or a login node."""
+"""Training on the CPU where a GPU machine's packages are installed: its GPUs are hidden, or it is a login node."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_mm.generation.weights import Part, load_weights
+from megatron_mm.generation.weights import Part, load_weights, uncovered
 
 WEIGHT, PACKED = torch.arange(6.0).view(2, 3), -torch.arange(6.0).view(2, 3)
 
@@ -89,3 +89,22 @@ def test_what_is_multiplied_by_is_written_over(is_packed: bool, drops: bool, sen
             assert torch.equal(parts[name][0].read(), expected)
             assert torch.equal(module.quant_method.apply(module, torch.eye(3), None)[:, row], expected[0])
     assert (module.weight.numel() == 0) == (is_packed and drops)
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        (((0, 3), (3, 8)), []),
+        (((3, 8), (0, 3)), []),
+        (((None, None),), []),
+        ((), ["0 to 8"]),
+        (((0, 3), (5, 8)), ["3 to 5"]),
+        (((1, 3), (3, 7)), ["0 to 1", "7 to 8"]),
+        (((0, 5), (3, 8)), ["3 to 5"]),
+    ],
+    ids=["all", "in any order", "in one", "nothing", "a gap", "both ends", "twice"],
+)
+def test_rows_that_not_one_part_is_for_are_named(spans: tuple[tuple[Any, Any], ...], expected: list[str]) -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 8, bias=False))
+    parts = [Part((slice(None),), model[0], "weight", slice(*span), False) for span in spans]
+    assert uncovered(model, parts) == ([f"0.weight (of 8 rows: {', '.join(expected)})"] if expected else [])
