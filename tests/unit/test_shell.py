@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 JOBS = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "common.sh")
 COMMON_LINES = (
     "#SBATCH --ntasks-per-node=1",
+    # The whole node: Slurm would otherwise give the one task of a node one core, and a core's share of the memory.
+    "#SBATCH --exclusive",
+    "#SBATCH --mem=0",
     "#SBATCH --requeue",
     "#SBATCH --open-mode=append",
     "#SBATCH --output=slurm/logs/%x-%j.log",
