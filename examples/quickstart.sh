@@ -21,9 +21,9 @@ if [ "${1:-}" = --tiny ]; then
     OVERRIDES=(train.steps=6 optim.warmup_steps=2 train.log_every=3 train.global_batch=16 train.micro_batch=8)
 fi
 
-# Two ranks, or one on a machine with one GPU.
+# Two ranks, or one where torch sees one GPU.
 RANKS=2
-if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then
+if [ "$(python -c 'import torch; print(torch.cuda.device_count())')" = 1 ]; then
     RANKS=1
     OVERRIDES+=(parallel.tensor=1)
 fi

@@ -9,10 +9,12 @@ recipe=$1 mini=$2 start=$3
 shift 3
 bash tools/setup_env.sh
 export PATH="$PWD/.venv/bin:$PATH"
+# Those that CUDA_VISIBLE_DEVICES leaves.
+GPUS=$(python -c 'import torch; print(torch.cuda.device_count())')
 if [ "${1:-}" = --mini ]; then
     shift
     RANKS=2
-    if [ "$(nvidia-smi -L 2>/dev/null | wc -l)" = 1 ]; then RANKS=1; fi
+    if [ "$GPUS" = 1 ]; then RANKS=1; fi
     [ -d runs/quickstart/model ] || bash examples/quickstart.sh
     if [ "$start" = runs/quickstart/cold_start ]; then
         # A part of its steps: after all of them there is nothing left to learn (benchmarks/ptst.py). Goes on where it
@@ -22,10 +24,9 @@ if [ "${1:-}" = --mini ]; then
     fi
     megatron-mm rl "$mini" data.path=runs/quickstart/data init_from="$start" run_dir="runs/$mini" "$@" --nproc "$RANKS"
 else
-    RANKS=$(nvidia-smi -L 2>/dev/null | wc -l) || true
-    if [ "$RANKS" = 0 ]; then
-        echo "no GPU here; --mini runs it in miniature, on two cores" >&2
+    if [ "$GPUS" = 0 ]; then
+        echo "torch sees no GPU here (megatron-mm doctor says why); --mini runs it in miniature, on two cores" >&2
         exit 2
     fi
-    megatron-mm rl "$recipe" "$@" --nproc "$RANKS"
+    megatron-mm rl "$recipe" "$@" --nproc "$GPUS"
 fi

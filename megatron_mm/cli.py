@@ -181,12 +181,15 @@ def _run(options: argparse.Namespace) -> int:
             outcome = reinforce(config)
         return REQUEUE_CODE if outcome is Outcome.STOPPED else 0
     from megatron_mm.files import in_use
+    from megatron_mm.parallel.cores import shared_cores, usable_cores
     from megatron_mm.parallel.launch import find_nodes, run_ranks
     from megatron_mm.train.check import check_inputs
     from megatron_mm.train.starts import judge_end, record_start
 
     nodes = find_nodes(options.nodes, options.rendezvous)
     check_inputs(config, options.nproc * nodes.num_nodes)
+    if (warning := shared_cores(options.nproc, usable_cores())) is not None:
+        print(f"megatron-mm: {warning}", file=sys.stderr, flush=True)
     files = [argument for file in options.config for argument in ("--config", str(file))]
     arguments = [options.command, options.recipe, *options.overrides, *files]
     if nodes.node == 0:

@@ -25,7 +25,8 @@ launch() {
     local num_ranks=${NPROC:-${SLURM_GPUS_ON_NODE:-}}
     [ -n "$num_ranks" ] || fail "how many ranks a node? Ask Slurm for GPUs (--gpus-per-node=8), or give NPROC=2"
 
-    local start=(srun --kill-on-bad-exit=1 --ntasks-per-node=1)
+    # One launcher a node starts all ranks there: a cluster that binds each task to a core would give them one together.
+    local start=(srun --kill-on-bad-exit=1 --ntasks-per-node=1 --cpu-bind=none)
     if [ -n "${CONTAINER:-}" ]; then
         start+=(--container-image="$CONTAINER" --container-workdir="$PWD" --container-mounts="$ROOT:$ROOT${MOUNTS:+,$MOUNTS}")
     else

@@ -5,11 +5,15 @@
 #   bash tests/run.sh --slow          the slow tests only; writes benchmarks/results/slow_set.txt
 #   bash tests/run.sh --gpu-contract  what the GPU path asks of a GPU machine's packages, held against the real ones,
 #                                     without a GPU and in an environment of its own
+#   bash tests/run.sh --gpu           tests/gpu, on a machine with a GPU; everything else runs with its GPUs hidden
 #   bash tests/run.sh PYTEST_ARGS     tests only, passed on to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Ranks share two cores: threads of their own would fight, and spinning ones would starve each other.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
+
+# Of GPUs only tests/gpu may know: Megatron-Core cannot run on the CPU beside a live CUDA, and platform=cpu refuses to.
+if [ "${1:-}" != --gpu ]; then export CUDA_VISIBLE_DEVICES=; fi
 
 if [ "${1:-}" = --gpu-contract ]; then
     shift
@@ -22,6 +26,11 @@ fi
 bash tools/setup_env.sh
 bash tests/setup_slurm.sh
 export PATH="$PWD/.venv/bin:$PATH"
+
+if [ "${1:-}" = --gpu ]; then
+    shift
+    exec python -m pytest -m gpu tests/gpu "$@"
+fi
 
 if [ "${1:-}" = --slow ]; then
     shift

@@ -3,13 +3,11 @@
 #
 #   bash tools/setup_env.sh                   PYTHON=python3.11 chooses the interpreter (3.11 or newer)
 #   bash tools/setup_env.sh --gpu-contract    the packages of a GPU machine, for tests that need no GPU; makes the link
-#                                             .gpu-contract. PYTHON312=python3.12 chooses the interpreter, and
-#                                             TE_WHEELS=DIR names ready wheels of Transformer Engine
+#                                             .gpu-contract. PYTHON312=python3.12 chooses the interpreter
+#
+# Transformer Engine's binding to torch is compiled, unless pip finds a wheel of it: PIP_FIND_LINKS=DIR names its folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-# What vLLM 0.26 and Transformer Engine 2.11 are built for.
-GPU_TORCH="torch==2.11.0"
 
 fail() {
     echo "setup: $*" >&2
@@ -39,22 +37,61 @@ runpy.run_path("setup.py")
 PYTHON
 }
 
-# transformer_engine: its extension for torch is compiled here unless TE_WHEELS has it. The headers of CUDA are those of
-# pip's packages, which the extension's own build does not find by itself.
-transformer_engine() {
-    local site version
-    version=$(sed -n 's/^transformer-engine\[pytorch\]==//p' "$1")
-    if [ -n "${TE_WHEELS:-}" ]; then
-        # One call: the three share a package folder.
-        install "Transformer Engine from $TE_WHEELS" --no-deps "$TE_WHEELS"/transformer_engine*.whl
-        return
+# build_wheel_is_there: whether pip is pointed at a wheel of Transformer Engine's binding to torch, built elsewhere.
+build_wheel_is_there() {
+    local folder
+    for folder in ${PIP_FIND_LINKS:-}; do
+        if compgen -G "$folder/transformer_engine_torch-2.11.0-*.whl" >/dev/null; then return 0; fi
+    done
+    return 1
+}
+
+# check_build_needs: Transformer Engine's binding to torch comes as source. Says what its compilation needs and pip
+# cannot bring, before anything is downloaded.
+check_build_needs() {
+    local missing=() headers release
+    command -v "${CXX:-g++}" >/dev/null || missing+=("a C++ compiler, ${CXX:-g++}: on Debian install g++")
+    headers=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -f "$headers/Python.h" ] || missing+=("$headers/Python.h: on Debian install python3-dev")
+    if [ -n "${CUDA_HOME:-}" ]; then
+        # Transformer Engine looks there and nowhere else.
+        if [ ! -x "$CUDA_HOME/bin/nvcc" ] || [ ! -f "$CUDA_HOME/include/cuda_runtime.h" ]; then
+            missing+=("CUDA_HOME=$CUDA_HOME is no CUDA toolkit (bin/nvcc, include/cuda_runtime.h): unset it, for pip's")
+        else
+            release=$("$CUDA_HOME/bin/nvcc" -V | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+            [ "${release%%.*}" = 13 ] ||
+                missing+=("CUDA_HOME=$CUDA_HOME has CUDA $release, and torch 2.11 has 13: unset it, for pip's")
+        fi
     fi
-    install "what Transformer Engine is compiled with" "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*" pybind11 ninja
-    site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "setup: compiling Transformer Engine's extension, about 20 minutes on two cores (TE_WHEELS=DIR spares them)"
-    CUDA_HOME="$site/nvidia/cu13" CPATH="$site/nvidia/cudnn/include:$site/nvidia/nccl/include" \
-        NVTE_PYTORCH_FORCE_BUILD=TRUE MAX_JOBS="$(nproc)" PATH="$VENV/bin:$PATH" \
-        install "Transformer Engine" --no-build-isolation "transformer-engine[pytorch]==$version"
+    [ "${#missing[@]}" = 0 ] || fail "Transformer Engine is compiled here, which lacks$(printf '\n  %s' "${missing[@]}")"
+}
+
+# prepare_build: after torch, whose packages have CUDA's headers. A toolkit may have a part of them only.
+prepare_build() {
+    local header cores by_memory
+    SITE=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    export CUDA_HOME="${CUDA_HOME:-$SITE/nvidia/cu13}"
+    export CPATH="$SITE/nvidia/cu13/include:$SITE/nvidia/cudnn/include:$SITE/nvidia/nccl/include${CPATH:+:$CPATH}"
+    for header in cuda_runtime.h cudnn.h nccl.h cublasLt.h cusparse.h cusolverDn.h nvrtc.h; do
+        echo "#include <$header>" | "${CXX:-g++}" -E -x c++ -I"$CUDA_HOME/include" - >>"$LOG" 2>&1 ||
+            fail "no $header in $CUDA_HOME/include or torch's packages ($SITE/nvidia): name its directory in CPATH"
+    done
+    # A compiler of one file took 1.7 GiB; torch's build reads MAX_JOBS.
+    cores=$(nproc)
+    by_memory=$(awk '/^MemAvailable/ { print int($2 / 3 / 1024 / 1024) }' /proc/meminfo)
+    if [ "$by_memory" -lt "$cores" ]; then cores=$by_memory; fi
+    if [ "$cores" -lt 1 ]; then cores=1; fi
+    export MAX_JOBS="${MAX_JOBS:-$cores}"
+    echo "setup: compiling Transformer Engine with MAX_JOBS=$MAX_JOBS takes a while, about 20 minutes with 2"
+}
+
+# install_for_gpus WHAT PIP_ARGUMENTS...: torch first, which Transformer Engine's binding is compiled against, and whose
+# packages have CUDA's headers. nvcc is asked for its version; cuda-toolkit's is that of torch's own packages.
+install_for_gpus() {
+    install "torch with CUDA's libraries (3 GB)" "torch==2.11.0" "cuda-toolkit[nvcc,nvvm,crt]==13.0.2" \
+        setuptools wheel packaging pybind11 ninja
+    build_wheel_is_there || prepare_build
+    install "$@"
 }
 
 # libcuda_stub: vLLM's libraries are linked against the driver's, of which a machine without a GPU has none. Every
@@ -78,12 +115,14 @@ gpu_contract() {
         [ -n "$PYTHON312" ] || fail "vLLM and Transformer Engine are tested with Python 3.12, of which there is none" \
             "here: install it (pyenv install 3.12), or name it with PYTHON312=PATH"
     fi
+    PYTHON=$PYTHON312
+    build_wheel_is_there || check_build_needs
     command -v gcc nm >/dev/null || fail "gcc and nm are missing; on Debian install gcc and binutils"
     wanted=$(requirements gpu mini test)
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/megatron_mm
     VENV=$cache/gpu-contract-$({
-        echo "$wanted $GPU_TORCH"
-        declare -f gpu_contract transformer_engine libcuda_stub
+        echo "$wanted"
+        declare -f gpu_contract install_for_gpus libcuda_stub
         "$PYTHON312" -VV
     } | sha256sum | cut -c-16)
     LOG=$VENV/setup.log
@@ -95,9 +134,7 @@ gpu_contract() {
         rm -rf "$VENV"
         "$PYTHON312" -m venv "$VENV" || fail "cannot make $VENV"
         echo "$wanted" >"$VENV/requirements.txt"
-        install "torch with CUDA 13" "$GPU_TORCH" setuptools wheel
-        transformer_engine "$VENV/requirements.txt"
-        install "vLLM, DALI and what they need" -r "$VENV/requirements.txt"
+        install_for_gpus "vLLM, Transformer Engine and DALI" --no-build-isolation -r "$VENV/requirements.txt"
         libcuda_stub
         touch "$VENV/setup.stamp"
         echo "setup: done; directories of other requirements beside it may be deleted"
@@ -122,6 +159,7 @@ if nvidia-smi --list-gpus >/dev/null 2>&1; then KIND=gpu; else KIND=cpu; fi
 WANTED=$(cat setup.py tools/setup_env.sh <("$PYTHON" -VV) <(echo "$KIND $PWD") | sha256sum | cut -d' ' -f1)
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$WANTED" ]; then exit 0; fi
 
+if [ "$KIND" = gpu ] && ! build_wheel_is_there; then check_build_needs; fi
 "$PYTHON" -m venv "$VENV" || fail "cannot make $VENV; on Debian install python3-venv"
 : >"$LOG"
 if [ "$KIND" = cpu ]; then
@@ -133,14 +171,14 @@ if [ "$KIND" = cpu ]; then
     # them; Triton has no CPU backend, and fills the end of every process that imported it with names of what it leaks.
     "$VENV/bin/python" -m pip uninstall -q -y torchaudio torchcodec triton >>"$LOG" 2>&1
 else
-    # Transformer Engine's extension is compiled against the torch that is installed.
-    install "torch" "$GPU_TORCH" setuptools wheel ninja
-    install "the package with Transformer Engine, vLLM and DALI" --no-build-isolation -e ".[gpu,mini,dev]"
+    install_for_gpus "the package with Transformer Engine, vLLM and DALI" --no-build-isolation -e ".[gpu,mini,dev]"
 fi
 # torchvision's compiled part may not fit this torch; see megatron_mm/torchvision_guard.py.
 SITE=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo 'import megatron_mm.torchvision_guard as guard; guard.install_hook()' >"$SITE/megatron_mm_torchvision_guard.pth"
-"$VENV/bin/python" -c 'import torchvision, megatron.core, vllm.model_executor.models.rvl' >>"$LOG" 2>&1 ||
+IMPORTS="torchvision, megatron.core, vllm.model_executor.models.rvl"
+if [ "$KIND" = gpu ]; then IMPORTS="torch, transformer_engine.pytorch, $IMPORTS"; fi
+"$VENV/bin/python" -c "import $IMPORTS" >>"$LOG" 2>&1 ||
     fail "the packages do not import together: $(tail -n 1 "$LOG") (all of it in $LOG)"
 echo "$WANTED" >"$STAMP"
 echo "setup: done ($KIND)"

@@ -13,6 +13,7 @@ packing.py     best-fit decreasing
 questions.py   row -> one question with its answer
 reader.py      row -> sample ready for training
 decode.py      encoded pictures -> pixels
+decode_process.py  the same on a rank's GPU, for all its loader processes
 loader.py      plan -> micro-batches of one data-parallel rank, by loader processes
 handover.py    a batch from a loader process, as one block of memory
 

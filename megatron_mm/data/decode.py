@@ -39,13 +39,13 @@ class DaliDecoder:
     where nvJPEG scales chroma up otherwise; tests hold the mean difference under 1 of 255. PNG is the same to the bit.
 
     Args:
-        on_gpu: decode on the current GPU; otherwise DALI's own processor path.
+        gpu: number of the GPU to decode on; None for DALI's own processor path.
 
     Raises:
         InputError: DALI is not installed.
     """
 
-    def __init__(self, on_gpu: bool):
+    def __init__(self, gpu: int | None):
         try:
             # An extra of GPU machines.
             from nvidia.dali import fn, types  # pyright: ignore[reportMissingImports]
@@ -54,7 +54,7 @@ class DaliDecoder:
             raise InputError(
                 f"data.decoder=dali needs NVIDIA DALI ({error}); install the package's [gpu] extra, or take pillow"
             ) from None
-        self._on_gpu = on_gpu
+        self._gpu = gpu
         self._max_pictures = 1
         self._api: Any = (fn, types, Pipeline)
         self._pipeline: Any = None
@@ -72,7 +72,7 @@ class DaliDecoder:
         except RuntimeError as error:
             self._pipeline = None  # DALI's are of no use after an error
             raise InputError(f"a picture of {name} cannot be decoded by DALI: {error}") from None
-        decoded = decoded.as_cpu() if self._on_gpu else decoded
+        decoded = decoded if self._gpu is None else decoded.as_cpu()
         return [Image.fromarray(np.array(decoded[number])) for number in range(len(pictures))]
 
     def _build(self) -> Any:
@@ -80,11 +80,11 @@ class DaliDecoder:
         pipeline = pipeline_class(
             batch_size=self._max_pictures,
             num_threads=1,
-            device_id=0 if self._on_gpu else None,
+            device_id=self._gpu,
             prefetch_queue_depth=1,
         )
         with pipeline:
             encoded = fn.external_source(name="encoded", dtype=types.UINT8)
-            pipeline.set_outputs(fn.decoders.image(encoded, device="mixed" if self._on_gpu else "cpu"))
+            pipeline.set_outputs(fn.decoders.image(encoded, device="cpu" if self._gpu is None else "mixed"))
         pipeline.build()
         return pipeline

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from megatron_mm.chat.images import NEWLINE, Downscale, Tiling, feature_order, kept_plane
 from megatron_mm.chat.render import Sample
@@ -19,7 +19,8 @@ from megatron_mm.chat.tokenizer import PAD, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import sample_multiple, sequence_multiple
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.decode import DaliDecoder, decode_with_pillow
+from megatron_mm.data.decode import DaliDecoder, Decoder, decode_with_pillow
+from megatron_mm.data.decode_process import DecodeProcess
 from megatron_mm.data.handover import Packed, pack, unpack
 from megatron_mm.data.plan import Units, plan_of_run, remembered
 from megatron_mm.data.reader import BrokenSample, SampleReader
@@ -159,17 +160,30 @@ def _features(grids: list[Tiling], patches_per_tile: int) -> tuple[Tensor, tuple
 class MicroBatches(Dataset[Batch]):
     """The micro-batches of one data-parallel rank, numbered from the first step's first.
 
+    Args:
+        gpu: number of this rank's GPU, which data.decoder=dali decodes on; None without one.
+
     Attributes:
         plan: which samples they hold.
         parts: names of the parts of the data, which batches have by number.
         per_step: how many make up a step.
+        gpu: see above.
+        make_decoder: makes what decodes, in the process that uses it.
 
     Raises:
         InputError: there is no such data; data.blend names a part that is not there; too many samples do not fit; the
             tokenizer is larger than the model's vocabulary. On reading: the index says something else of a sample.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, rank: int, num_ranks: int, split: str = "train"):
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: ChatTokenizer,
+        rank: int,
+        num_ranks: int,
+        split: str = "train",
+        gpu: int | None = None,
+    ):
         assert config.data.path is not None
         if len(tokenizer) > config.model.language.vocab_size:
             raise InputError(
@@ -185,6 +199,8 @@ class MicroBatches(Dataset[Batch]):
         self._pad = tokenizer.control(PAD)
         self._steps: dict[int, tuple[Units, list[int]]] = {}
         self.per_step = config.train.global_batch // num_ranks // config.train.micro_batch
+        self.gpu = gpu
+        self.make_decoder = self._make_decoder
 
     @property
     def fingerprint(self) -> str:
@@ -233,9 +249,10 @@ class MicroBatches(Dataset[Batch]):
     @cached_property
     def _reader(self) -> SampleReader:
         """Made in the process that uses it, as decoders must be."""
-        is_pillow = self._config.data.decoder == "pillow"
-        decode = decode_with_pillow if is_pillow else DaliDecoder(on_gpu=torch.cuda.is_available())
-        return SampleReader(self._data, self.plan.sizes, self._config, self._tokenizer, decode)
+        return SampleReader(self._data, self.plan.sizes, self._config, self._tokenizer, self.make_decoder())
+
+    def _make_decoder(self) -> Decoder:
+        return decode_with_pillow if self._config.data.decoder == "pillow" else DaliDecoder(self.gpu)
 
 
 def tell_left_out(reason: str) -> None:
@@ -263,6 +280,10 @@ class _Told(Dataset[Packed | InputError]):
             return pack(self._dataset[number])
         except InputError as error:
             return error
+
+    def connect(self, process: DecodeProcess, worker: int) -> None:
+        """Have pictures decoded by a process instead of this one, a loader worker."""
+        self._dataset.make_decoder = partial(process.connect, worker)
 
 
 class Feed:
@@ -298,7 +319,8 @@ class Feed:
         position, end = self._steps.start * per_step, self._steps.stop * per_step
         while position < end:
             started = time.monotonic()
-            source = self._start(range(position, end))
+            decoding = self._start_decoding()
+            source = self._start(range(position, end), decoding)
             try:
                 while position < end:
                     batches = [self._checked(next(source)) for _ in range(per_step)]
@@ -315,6 +337,15 @@ class Feed:
                         f"loader workers were killed {restarts} times; is memory short? Lower data.num_workers"
                     ) from None
                 print("megatron-mm: a loader worker was killed; starting them again", file=sys.stderr, flush=True)
+            finally:
+                del source  # ends the workers
+                if decoding is not None:
+                    decoding.close()
+
+    def _start_decoding(self) -> DecodeProcess | None:
+        """The process that decodes on this rank's GPU, where there are workers that cannot."""
+        gpu, workers = self._dataset.gpu, self._data.num_workers
+        return None if gpu is None or workers == 0 or self._data.decoder != "dali" else DecodeProcess(gpu, workers)
 
     def _tells_of_a_death(self, error: Exception) -> bool:
         """Whether a worker is gone: torch says so, or a batch that it still had to hand over cannot be fetched."""
@@ -323,8 +354,9 @@ class Feed:
         # What is raised in a worker has "Caught" before it.
         return self._data.num_workers > 0 and not str(error).startswith("Caught ")
 
-    def _start(self, numbers: range) -> Iterator[Packed | InputError]:
+    def _start(self, numbers: range, decoding: DecodeProcess | None) -> Iterator[Packed | InputError]:
         workers = self._data.num_workers
+        own_dali = workers > 0 and self._data.decoder == "dali" and decoding is None
         # Once here, and not in each worker.
         self._dataset.find(numbers[0] // self._dataset.per_step)
         before = signal.getsignal(signal.SIGCHLD) if _in_main_thread() else None
@@ -334,8 +366,9 @@ class Feed:
                 sampler=numbers,
                 batch_size=None,
                 num_workers=workers,
-                # CUDA cannot be used in a forked process.
-                multiprocessing_context="spawn" if workers and self._data.decoder == "dali" else None,
+                # Nobody forks a process that may have used DALI, but for workers that do not use it themselves.
+                multiprocessing_context="spawn" if own_dali else None,
+                worker_init_fn=None if decoding is None else partial(_connect, decoding),
             )
         )
         # torch would raise the death of a worker wherever the main thread happens to be; it also sees it when it waits.
@@ -354,6 +387,14 @@ class Feed:
         if batch.broken:
             check_broken(self.num_broken, self.num_samples, self._data.max_broken, batch.broken[-1])
         return batch
+
+
+def _connect(process: DecodeProcess, worker: int) -> None:
+    """Run first in each loader worker."""
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, _Told)
+    info.dataset.connect(process, worker)
 
 
 def _in_main_thread() -> bool:

@@ -18,6 +18,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_mm.config.schema import ParallelConfig
 from megatron_mm.parallel.platform import Platform
 
+# Of torch's `barrier`, where the process group is not bound to a device.
+BARRIER_WARNING = r"barrier\(\): using the device under current context"
 # Longest that a collective waits, unless the caller has a reason to wait longer.
 TIMEOUT_SECONDS = 30 * 60.0
 
@@ -34,6 +36,11 @@ def process_group(platform: Platform, timeout_seconds: float = TIMEOUT_SECONDS) 
     platform.prepare(local_rank)
     # torch 2.13 renames two collectives that Megatron-Core calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # It asks for `device_id` here. Bound to a device, torch cuts every later group off the first one's communicator,
+    # which all ranks must then do together: a group that some ranks alone make (`without_tensor_parallelism`) would
+    # wait for ever, and groups that never use NCCL would have buffers on the GPU. What barriers guess is the device
+    # that `prepare` has set.
+    warnings.filterwarnings("ignore", message=BARRIER_WARNING, category=UserWarning)
     # It announces twice a run that it is off.
     logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)
     timeout = timedelta(seconds=timeout_seconds)

@@ -28,8 +28,9 @@ class LearningJob:
 
     def __init__(self, config: RunConfig, platform: Platform, data: PreparedData, tokenizer: ChatTokenizer):
         self._config, self._platform = config, platform
-        self._dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks())
-        self._validation = Validation(config, data, tokenizer) if config.train.validate_every is not None else None
+        gpu = platform.device().index  # None of a CPU
+        self._dataset = MicroBatches(config, tokenizer, state.data_rank(), state.data_ranks(), gpu=gpu)
+        self._validation = Validation(config, data, tokenizer, gpu) if config.train.validate_every is not None else None
 
     @property
     def fingerprint(self) -> str:

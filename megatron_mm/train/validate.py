@@ -21,11 +21,14 @@ class Validation:
 
     They are mixed as training's are, of those parts of the blend that have held-out samples.
 
+    Args:
+        gpu: see `MicroBatches`.
+
     Raises:
         InputError: none of them has.
     """
 
-    def __init__(self, config: RunConfig, data: PreparedData, tokenizer: ChatTokenizer):
+    def __init__(self, config: RunConfig, data: PreparedData, tokenizer: ChatTokenizer, gpu: int | None = None):
         held_out = [part.part for part in data.index.ranges(SPLIT)]
         blend = {pattern: weight for pattern, weight in config.data.blend.items() if fnmatch.filter(held_out, pattern)}
         if config.data.blend and not blend:
@@ -35,7 +38,7 @@ class Validation:
             )
         update = {"blend": blend, "max_left_out": 1.0}
         self._config = config.model_copy(update={"data": config.data.model_copy(update=update)})
-        self._batches = MicroBatches(self._config, tokenizer, state.data_rank(), state.data_ranks(), SPLIT)
+        self._batches = MicroBatches(self._config, tokenizer, state.data_rank(), state.data_ranks(), SPLIT, gpu)
 
     def run(self, trainee: Trainee, device: torch.device) -> dict[str, float]:
         """The loss, and that of each part of the data: metrics, the same on every rank; all ranks call it together."""

@@ -1,6 +1,8 @@
 """The shell scripts: shellcheck finds nothing, and every job begins the same way."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 JOBS = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "common.sh")
 COMMON_LINES = (
     "#SBATCH --ntasks-per-node=1",
+    # The whole node: Slurm would otherwise give the one task of a node one core, and a core's share of the memory.
+    "#SBATCH --exclusive",
+    "#SBATCH --mem=0",
     "#SBATCH --requeue",
     "#SBATCH --open-mode=append",
     "#SBATCH --output=slurm/logs/%x-%j.log",
@@ -49,3 +54,135 @@ def test_a_job_holds_no_more_than_its_needs_and_its_recipe(job: Path) -> None:
     match = re.fullmatch(r'launch (train|rl) ([a-z0-9_]+/[a-z0-9_]+) "\$@"', commands[1])
     assert match is not None
     assert (load_config(match[2]).rl is not None) == (match[1] == "rl")
+
+
+def _program(file: Path, content: str) -> None:
+    """An executable shell script."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/usr/bin/env bash\n{content}\n", encoding="utf-8")
+    file.chmod(0o755)
+
+
+def _run(tree: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{tree / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", *command], cwd=tree, env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last_call"),
+    [
+        ((), "hidden: -m pytest -m not slow and not gpu"),
+        (("tests/unit", "-x"), "hidden: -m pytest tests/unit -x"),
+        (("--slow",), "hidden: -m pytest -m slow and not gpu"),
+        (("--gpu", "-x"), "0,1: -m pytest -m gpu tests/gpu -x"),
+    ],
+    ids=["all", "some", "slow", "gpu"],
+)
+def test_only_tests_of_the_gpu_see_it(tmp_path: Path, arguments: tuple[str, ...], last_call: str) -> None:
+    """tests/run.sh among programs that say how they were called."""
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for script in ("tools/setup_env.sh", "tests/setup_slurm.sh"):
+        _program(tmp_path / script, "")
+    shutil.copy(ROOT / "tests" / "run.sh", tmp_path / "tests")
+    for name in ("python", "ruff", "codespell", "lint-imports", "pyright"):
+        _program(tmp_path / ".venv" / "bin" / name, 'echo "${CUDA_VISIBLE_DEVICES:-hidden}: $*" >>calls')
+    result = _run(tmp_path, "tests/run.sh", *arguments, CUDA_VISIBLE_DEVICES="0,1")
+    assert result.returncode == 0, result.stderr
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    assert calls[-1].startswith(last_call)
+    assert {call.split(":")[0] for call in calls} == {last_call.split(":")[0]}
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "mini_ranks"), [(0, None, 2), (1, 1, 1), (8, 8, 2)])
+def test_an_example_starts_a_rank_for_each_gpu_that_torch_sees(
+    tmp_path: Path, gpus: int, ranks: int | None, mini_ranks: int
+) -> None:
+    """CUDA_VISIBLE_DEVICES is torch's to read: nvidia-smi lists what it hides."""
+    _program(tmp_path / "tools" / "setup_env.sh", "")
+    _program(tmp_path / "examples" / "quickstart.sh", "mkdir -p runs/quickstart/model")
+    shutil.copy(ROOT / "examples" / "reinforce.sh", tmp_path / "examples")
+    _program(tmp_path / "bin" / "nvidia-smi", "seq 16")
+    _program(tmp_path / ".venv" / "bin" / "python", f"[[ $2 == *device_count* ]] && echo {gpus}")
+    _program(tmp_path / ".venv" / "bin" / "megatron-mm", 'echo "$*"')
+    script = ("examples/reinforce.sh", "r4b/bpo", "mini/bpo", "runs/start")
+    result = _run(tmp_path, *script, "a=b")
+    if ranks is None:
+        assert result.returncode == 2
+        assert "torch sees no GPU here (megatron-mm doctor says why)" in result.stderr
+    else:
+        assert result.stdout == f"rl r4b/bpo a=b --nproc {ranks}\n", result.stderr
+    assert _run(tmp_path, *script, "--mini").stdout.endswith(f" --nproc {mini_ranks}\n")
+
+
+@pytest.fixture
+def gpu_machine(tmp_path: Path) -> Path:
+    """tools/setup_env.sh where there is a GPU and a CUDA toolkit, with a Python whose pip only tells of itself."""
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "setup_env.sh", tmp_path / "tools")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    _program(tmp_path / "bin" / "nvidia-smi", "")
+    # A header that it does not find, and where Python's and torch's are.
+    _program(tmp_path / "bin" / "compiler", '! grep --quiet "<${LACKS:-nothing}>"')
+    python = f"""case "$*" in
+        "-m venv"*) mkdir -p .venv/bin && cp bin/a_python .venv/bin/python;;
+        "-m pip"*) echo "$MAX_JOBS $CUDA_HOME $CPATH: $*" >>calls;;
+        "-c import torch"*) exit 1;;
+        *get_path*) echo "$HEADERS";;
+        *) exec {sys.executable} "$@";;
+    esac"""
+    _program(tmp_path / "bin" / "a_python", python)
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers" / "Python.h").touch()
+    _program(tmp_path / "cuda" / "bin" / "nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
+    (tmp_path / "cuda" / "include").mkdir()
+    (tmp_path / "cuda" / "include" / "cuda_runtime.h").touch()
+    return tmp_path
+
+
+def _set_up(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    whole = {"CXX": "compiler", "HEADERS": str(tree / "headers"), "CUDA_HOME": str(tree / "cuda"), "PIP_FIND_LINKS": ""}
+    whole |= {"PYTHON": "a_python", "MAX_JOBS": "", "CPATH": ""}
+    result = _run(tree, "tools/setup_env.sh", **{**whole, **environment})
+    assert result.returncode == 1, "there are no packages to import"
+    return result
+
+
+def test_what_transformer_engines_compilation_lacks_is_told_before_a_download(gpu_machine: Path) -> None:
+    nowhere = str(gpu_machine / "nowhere")
+    first, *lines = _set_up(gpu_machine, CXX="no-compiler", HEADERS=nowhere, CUDA_HOME=nowhere).stderr.splitlines()
+    assert first == "setup: Transformer Engine is compiled here, which lacks"
+    assert [line.strip() for line in lines] == [
+        "a C++ compiler, no-compiler: on Debian install g++",
+        f"{nowhere}/Python.h: on Debian install python3-dev",
+        f"CUDA_HOME={nowhere} is no CUDA toolkit (bin/nvcc, include/cuda_runtime.h): unset it, for pip's",
+    ]
+    _program(gpu_machine / "cuda" / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.131'")
+    assert "has CUDA 12.4, and torch 2.11 has 13: unset it, for pip's" in _set_up(gpu_machine).stderr
+    (gpu_machine / "cuda" / "include" / "cuda_runtime.h").unlink()
+    assert "cuda is no CUDA toolkit" in _set_up(gpu_machine).stderr
+    assert not (gpu_machine / "calls").exists()
+
+
+def test_transformer_engine_is_compiled_with_the_headers_of_torchs_packages(gpu_machine: Path) -> None:
+    site = gpu_machine / "headers"
+    result = _set_up(gpu_machine, CUDA_HOME="", MAX_JOBS="7")
+    assert "setup: compiling Transformer Engine with MAX_JOBS=7 takes a while" in result.stdout
+    torch, package = (gpu_machine / "calls").read_text(encoding="utf-8").splitlines()
+    assert "torch==2.11.0 cuda-toolkit[nvcc,nvvm,crt]==13.0.2" in torch
+    headers = ":".join(f"{site}/nvidia/{part}/include" for part in ("cu13", "cudnn", "nccl"))
+    assert package.startswith(f"7 {site}/nvidia/cu13 {headers}: -m pip install --no-build-isolation")
+    result = _set_up(gpu_machine, LACKS="cudnn.h")
+    message = f"no cudnn.h in {gpu_machine / 'cuda'}/include or torch's packages ({site}/nvidia): name its directory"
+    assert message in result.stderr
+    jobs = re.search("MAX_JOBS=([0-9]+)", _set_up(gpu_machine).stdout)
+    assert jobs is not None
+    assert 1 <= int(jobs[1]) <= len(os.sched_getaffinity(0))
+
+
+def test_with_a_wheel_of_transformer_engine_nothing_is_compiled(gpu_machine: Path) -> None:
+    (gpu_machine / "transformer_engine_torch-2.11.0-cp312-cp312-linux_x86_64.whl").touch()
+    result = _set_up(gpu_machine, CXX="no-compiler", PIP_FIND_LINKS=f"/else {gpu_machine}")
+    assert "compil" not in result.stdout + result.stderr
+    assert len((gpu_machine / "calls").read_text(encoding="utf-8").splitlines()) == 2

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.parallel.platform.driver import DriverFiles, unusable_gpu
 
 
 class Platform(Protocol):
@@ -59,14 +60,21 @@ def accelerators() -> list[str]:
     return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
 
 
-def get_platform(name: str) -> Platform:
+def get_platform(name: str, files: DriverFiles = DriverFiles()) -> Platform:  # noqa: B008
     """The platform called "cuda", "cpu" or, by what the machine has, "auto".
+
+    Args:
+        name: "cuda", "cpu" or "auto".
+        files: where the driver of the machine is looked for.
 
     Raises:
         InputError: cuda is asked for on a machine without one, or cpu on a machine with one: Megatron-Core's CPU
-            adaptations cannot be installed beside a live CUDA.
+            adaptations cannot be installed beside a live CUDA. Or auto on a machine whose GPU torch cannot use: a
+            model for GPUs would train on the CPU without a word.
     """
     has_cuda = torch.cuda.is_available()
+    if not has_cuda and name != "cpu" and (reason := unusable_gpu(files)) is not None:
+        raise InputError(f"platform={name}: {reason}")
     if name == "auto":
         name = "cuda" if has_cuda else "cpu"
     if name == "cuda":
