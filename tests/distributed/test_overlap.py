@@ -24,6 +24,7 @@ from tests.layouts import (
     NUM_PARTS,
     PLAIN,
     PP2,
+    SP,
     Outcome,
     Overrides,
     largest_relative,
@@ -51,7 +52,11 @@ LAYOUTS: dict[int, dict[str, Overrides]] = {
         "vision and projector alone": {"train__trained": "[vision, projector]"},
         "CP 2": CP2,
     },
-    4: {"interleaved pipeline": {**PP2, "parallel__virtual_pipeline": 2}},
+    4: {
+        "interleaved pipeline": {**PP2, "parallel__virtual_pipeline": 2},
+        # Whose gradients are averaged over tensor-parallel ranks as well.
+        "tiles shared out": {**SP, "model__vision__parallel": "data"},
+    },
 }
 
 
