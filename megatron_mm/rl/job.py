@@ -102,10 +102,16 @@ class ReinforceJob:
             shutil.rmtree(directory, ignore_errors=True)
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
-        most, sleeps = self._config.data.max_sequence_tokens, self._platform.has_own_memory
-        colocation = Colocation(rollout.ranks, most, rollout.cache_bytes, sleeps)
+        colocation = Colocation(rollout.ranks, self._config.data.max_sequence_tokens, rollout.cache_bytes)
         with out_of_the_way(trainee, self._platform, offload=rollout.offload):
-            engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
+            engine = Engine(
+                directory,
+                dtype_name(dtype),
+                rollout.max_sequences,
+                self._config.seed,
+                has_own_memory=self._platform.has_own_memory,
+                colocation=colocation,
+            )
         algorithm = make_algorithm(self._rl)
         if self._held_out is None and Mode.AUTO not in algorithm.modes(1):
             warn(
