@@ -1,7 +1,5 @@
-"""Trainer and engine in the same memory: what both take, and how they make room for each other."""
+"""Trainer and engine in the same memory: what both take."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from megatron_mm.config.schema import RunConfig
@@ -9,7 +7,6 @@ from megatron_mm.parallel.platform import Platform
 from megatron_mm.planning.cache import auto_cache_bytes, engine_weight_bytes
 from megatron_mm.planning.load import LoadOptions, assumed_load
 from megatron_mm.planning.memory import Memory, worst_memory
-from megatron_mm.train.assemble import Trainee
 
 _GIB = 2**30
 
@@ -90,31 +87,6 @@ def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
         free = total - (without_cache.drawing - without_cache.engine)
         cache = max(0, auto_cache_bytes(config, free, total, has_own_memory=platform.has_own_memory))
     return replace(without_cache, cache=cache)
-
-
-@contextmanager
-def out_of_the_way(trainee: Trainee, platform: Platform, *, offload: bool) -> Iterator[None]:
-    """Within, gradients take no memory and the optimizer's state lies in the host's; neither may be used.
-
-    Args:
-        offload: without it nothing happens.
-    """
-    if not offload:
-        yield
-        return
-    platform.synchronize()
-    for chunk in trainee.ddp:
-        chunk.offload_grad_buffers(synchronize=False, empty_cache=False)
-    if platform.has_own_memory:
-        trainee.optimizer.offload_to_cpu()
-    try:
-        yield
-    finally:
-        if platform.has_own_memory:
-            trainee.optimizer.restore_from_cpu()
-        for chunk in trainee.ddp:
-            chunk.restore_grad_buffers(synchronize=False)
-        platform.synchronize()
 
 
 def _size(num_bytes: float) -> str:
