@@ -1,4 +1,4 @@
-"""NVIDIA's driver: which is installed, and why torch cannot use the GPUs that it is there for."""
+"""NVIDIA's driver and torch's CUDA: which are installed, which GPUs they have, and why they cannot use one."""
 
 import os
 import re
@@ -63,6 +63,24 @@ def unusable_gpu(files: DriverFiles = DriverFiles()) -> str | None:  # noqa: B00
         f"{torch.version.cuda}{wants}. Install a newer driver, or run on the CPU with platform=cpu and "
         "CUDA_VISIBLE_DEVICES= in the environment"
     )
+
+
+def describe_torch() -> str:
+    """Return torch's version and what of CUDA it is built for."""
+    if not torch.version.cuda:
+        return f"{torch.__version__}, without CUDA"
+    cudnn = torch.backends.cudnn.version()  # 91900 is 9.19.0
+    version = "none" if cudnn is None else f"{cudnn // 10000}.{cudnn % 10000 // 100}.{cudnn % 100}"
+    return f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {version}"
+
+
+def describe_gpus() -> list[str]:
+    """Return name, compute capability and memory of each GPU that torch sees."""
+    found = []
+    for device in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(device)
+        found.append(f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB")
+    return found
 
 
 def _all_hidden() -> bool:
