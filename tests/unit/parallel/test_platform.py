@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.parallel.platform import accelerators, get_platform
+from megatron_mm.parallel.platform import accelerators, get_platform, to_device
 from megatron_mm.parallel.platform.cpu import CpuPlatform, FusedAdam
 from tests.ranks import run_alone
 
@@ -15,6 +15,20 @@ def test_a_machine_without_a_gpu() -> None:
     assert get_platform("cpu").layer_backend == "local"
     with pytest.raises(InputError, match="torch sees no CUDA device; use platform=cpu"):
         get_platform("cuda")
+
+
+def test_copies_to_another_memory_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: locked.append(self) or self)
+    tensor = torch.arange(3)
+    assert to_device(tensor, torch.device("cpu")) is tensor
+    assert not locked
+    asked = []
+    copy = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: asked.append(kwargs) or copy(self, *args))
+    assert to_device(tensor, torch.device("meta")).is_meta
+    assert locked == [tensor]
+    assert asked == [{"non_blocking": True}]
 
 
 def test_fused_adam_follows_torchs_adamw() -> None:
