@@ -58,12 +58,12 @@ def test_a_dry_run_takes_every_measurement(tmp_path: Path) -> None:
     assert sorted(RESULTS.rglob("*")) == before
     written = _written(results)
     assert written.keys() == {RATIOS, *(name for name, one in MEASUREMENTS.items() if one.by_default)}
-    table = run.stdout[run.stdout.index("\n\n") :]
+    rows = run.stdout[run.stdout.index("\n\n") :].splitlines()
     for name, figures in written.items():
         assert not [name for name, count in Counter(figure.name for figure in figures).items() if count > 1]
         for figure in figures:
             assert math.isfinite(figure.value), figure
-            assert figure.name in table
+            assert any(row.startswith(f"{name} ") and f"  {figure.name}  " in row for row in rows), figure
     found = {(name, figure.name): figure for name, figures in written.items() for figure in figures}
     assert {key: (one.bar, one.side) for key, one in found.items() if one.bar is not None} == BARS
     assert not [(name, figure) for name, figures in NAMES.items() for figure in figures if (name, figure) not in found]
