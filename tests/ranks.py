@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -18,8 +19,11 @@ import torch.multiprocessing as multiprocessing
 PRELOADED = ["megatron_mm.train.loop", "megatron_mm.weights.export", "tests.layouts"]
 
 
-def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
+def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any, hides_gpus: bool = False) -> list[Any]:
     """Call `function(*arguments)` in `num_ranks` processes of their own; it opens the process group itself.
+
+    Args:
+        hides_gpus: have the processes see none, as platform=cpu needs on a machine with a GPU.
 
     Raises:
         AssertionError: a rank failed, with its traceback.
@@ -30,7 +34,9 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) 
     multiprocessing.set_forkserver_preload(PRELOADED)
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return _run(function, environments, arguments, "spawn" if torch.cuda.device_count() else "forkserver")
+    # Already when a process starts: what it imports first asks CUDA.
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""} if hides_gpus else {}):
+        return _run(function, environments, arguments, "spawn" if torch.cuda.device_count() else "forkserver")
 
 
 def run_alone(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

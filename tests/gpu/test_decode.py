@@ -9,7 +9,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.data.decode import DaliDecoder, decode_with_pillow
 from tests.datasets import encoded
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.dali]
 # nvJPEG and libjpeg-turbo scale chroma up in other ways, which shows at edges of colour.
 MEAN_TOLERANCE = 1.0
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.gpu.conftest import Measured
 from tests.parity import against_transformers
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_config
@@ -13,9 +14,9 @@ LOGITS_TOLERANCE = 2e-2
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_equal_transformers(tied: bool) -> None:
+def test_logits_equal_transformers(tied: bool, measured: Measured) -> None:
     config = tiny_config(model__language__tied_embeddings=tied)
     ((differences,),) = run_on_ranks(against_transformers, 1, "cuda", [config])
     assert differences["weights"] == 0.0
-    assert differences["vision"] < LOGITS_TOLERANCE
-    assert differences["logits"] < LOGITS_TOLERANCE
+    for name in ("vision", "logits", "loss"):
+        measured(f"largest difference of {name}", differences[name], LOGITS_TOLERANCE)

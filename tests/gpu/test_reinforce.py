@@ -8,6 +8,7 @@ import torch
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.generation.engine import Engine
 from megatron_mm.rl.job import reinforce
+from tests.gpu.conftest import Measured
 from tests.ranks import run_on_ranks
 from tests.runs import metrics
 from tests.tiny import digits_config
@@ -35,7 +36,9 @@ def _reinforced(config: RunConfig) -> list[float]:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_an_engine_that_sleeps_draws_with_the_trainers_weights(digits: Path, tmp_path: Path, offload: bool) -> None:
+def test_an_engine_that_sleeps_draws_with_the_trainers_weights(
+    digits: Path, tmp_path: Path, offload: bool, measured: Measured
+) -> None:
     stages = f"[{{steps: {STEPS}, max_response_tokens: 8, group_size: 4}}]"
     rollout = f"{{cache_gib: {CACHE_GIB}, offload: {str(offload).lower()}, compare_all_every: 1}}"
     config = digits_config(
@@ -52,6 +55,8 @@ def test_an_engine_that_sleeps_draws_with_the_trainers_weights(digits: Path, tmp
     )
     (given_back,) = run_on_ranks(_reinforced, 1, config)
     lines = metrics(tmp_path)
-    assert max(line["logprob_difference/mean"] for line in lines) < TOLERANCE
+    worst = max(line["logprob_difference/mean"] for line in lines)
+    measured("mean difference of log-probabilities between engine and trainer", worst, TOLERANCE)
     assert len(given_back) == 1 + STEPS + STEPS // 2  # when it is made, after drawing, and after held-out questions
-    assert min(given_back) >= 0.9 * CACHE_GIB * 2**30
+    kept = CACHE_GIB - min(given_back) / 2**30
+    measured(f"GiB of {CACHE_GIB:g} for keys and values that a sleeping engine keeps", kept, 0.1 * CACHE_GIB)
