@@ -31,12 +31,13 @@ def test_all_recipes_are_here() -> None:
 @pytest.mark.parametrize("recipe", EXPECTED)
 def test_a_recipe_is_built_for_each_module(recipe: str) -> None:
     ((kinds, num_modules),) = run_on_ranks(_built, 1, recipe)
-    assert kinds == [EXPECTED[recipe].__name__] * 3
+    # Megatron-Core has a class of its own for delayed scaling, made of Transformer Engine's.
+    assert [EXPECTED[recipe].__name__ in names for names in kinds] == [True] * 3
     assert num_modules > 30
 
 
-def _built(recipe: str) -> tuple[list[str], int]:
-    """The kind of recipe of each module, and Transformer Engine's modules in a model that has it everywhere."""
+def _built(recipe: str) -> tuple[list[list[str]], int]:
+    """The classes of each module's recipe, and Transformer Engine's modules in a model that has it everywhere."""
     config = tiny_config(precision="bf16", fp8__recipe=recipe, fp8__modules="[vision, projector, language]")
     platform = TransformerEnginePlatform()
     with state.process_group(platform), state.model_parallel(config.parallel, seed=0) as groups, seen_gpu():
@@ -44,6 +45,6 @@ def _built(recipe: str) -> tuple[list[str], int]:
         for make in (language_config, vision_config, projector_config):
             built: Any = make(config, platform)
             assert built.fp8
-            kinds.append(type(get_fp8_recipe(built)).__name__)
+            kinds.append([kind.__name__ for kind in type(get_fp8_recipe(built)).__mro__])
         (chunk,) = build_model(config, platform, groups, image_token=5)
         return kinds, sum(hasattr(module, "fp8_meta") for module in chunk.modules())
