@@ -5,6 +5,7 @@ load.py        what a micro-batch is assumed to hold
 parameters.py  parameters of each module, over the model and on a rank
 activations.py what a layer keeps for the backward pass
 memory.py      memory of a rank of each pipeline stage, by part
+cache.py       memory for an engine's keys and values
 traffic.py     bytes that a rank sends in a step, by kind and link
 steptime.py    operations and seconds of a step
 propose.py     search for layouts that fit
