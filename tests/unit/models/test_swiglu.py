@@ -14,7 +14,7 @@ def test_value_and_gradient_are_those_of_the_formula() -> None:
     random = torch.Generator().manual_seed(0)
     values, incoming = torch.randn(6, 3, 10, generator=random), torch.randn(6, 3, 5, generator=random)
     for dtype in (torch.float32, torch.bfloat16):
-        ours, expected = (values.to(dtype).requires_grad_() for _ in range(2))
+        ours, expected = (values.to(dtype, copy=True).requires_grad_() for _ in range(2))
         out = SwiGLU(config)(ours)
         formula = F.silu(expected[..., :5]) * expected[..., 5:]
         assert torch.equal(out, formula)
