@@ -5,5 +5,6 @@ schema.py   the sections of a run's config, frozen, unknown keys forbidden
 layout.py   which parallel layouts a model and a batch admit
 prepare.py  the sources of a data set
 flops.py    floating-point operations of a model
+loss_blocks.py  rows of the output layer that the loss takes at a time
 load.py     recipe + files + overrides -> RunConfig, all faults reported at once
 """
