@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MODULES = ("vision", "projector", "language", "embeddings")
 Module = Literal["vision", "projector", "language", "embeddings"]
@@ -450,7 +450,11 @@ class RolloutConfig(Section):
 
     ranks: int = Field(default=1, gt=0, description="of one engine, tensor-parallel, whatever the trainer's layout")
     max_sequences: int = Field(default=256, gt=0, description="responses that an engine works on at a time")
-    cache_gib: float = Field(default=1.0, gt=0, description="memory of a rank for an engine's keys and values")
+    cache_gib: float | Literal["auto"] = Field(
+        default="auto",
+        description="memory of a rank for an engine's keys and values; auto is what is free while responses are drawn, "
+        "less a margin (docs/rl.md)",
+    )
     offload: bool = Field(
         default=False,
         description="while responses are drawn, the gradients' memory is free and the optimizer's state in the host's "
@@ -465,10 +469,18 @@ class RolloutConfig(Section):
         description="mean absolute difference of a token's log-probability between engine and trainer that ends a run",
     )
 
+    @field_validator("cache_gib", mode="before")
+    @classmethod
+    def _is_a_size_or_auto(cls, value: object) -> object:
+        # One message: pydantic has one for each kind of value that could be.
+        if value == "auto" or (isinstance(value, int | float) and value is not True and 0 < value < math.inf):
+            return value
+        raise ValueError("give a number of GiB above 0, or auto")
+
     @property
-    def cache_bytes(self) -> int:
-        """`cache_gib` in bytes."""
-        return int(self.cache_gib * 2**30)
+    def cache_bytes(self) -> int | None:
+        """`cache_gib` in bytes; None for auto."""
+        return None if self.cache_gib == "auto" else int(self.cache_gib * 2**30)
 
 
 class ReinforceConfig(Section):

@@ -30,14 +30,14 @@ _VLLM_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    # With log-probabilities asked for, vLLM compiles one small function: 15 s at the first answer, and a C++ compiler.
-    "TORCH_COMPILE_DISABLE": "1",
     # Responses are drawn with seeds, which it does not take, and it need not be installed.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-
+# Only where the engine computes in the host's memory: with log-probabilities asked for, vLLM compiles one small
+# function, which takes 15 s at the first answer, and a C++ compiler.
+_HOST_ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}
 
 # Of a prompt; as many as prepared samples have unless they are asked to have more.
 MAX_PICTURES = 64
@@ -93,13 +93,57 @@ class Colocation:
             same time.
         max_tokens: of a prompt and its response; left out, the model's.
         cache_bytes: for keys and values, on each rank.
-        sleeps: whether it can give its memory back in between; only GPUs can.
     """
 
     ranks: int
     max_tokens: int | None = None
     cache_bytes: int = 2**30
-    sleeps: bool = False
+
+
+def engine_arguments(
+    directory: Path,
+    dtype: str,
+    *,
+    max_sequences: int = 64,
+    seed: int = 0,
+    has_own_memory: bool = False,
+    colocation: Colocation | None = None,
+) -> dict[str, Any]:
+    """Return exactly what vLLM's `LLM` is given; arguments as those of `Engine`.
+
+    Every key is a field of vLLM's `EngineArgs` in 0.26 and 0.32, so that
+    `EngineArgs(**engine_arguments(...)).create_engine_config()` can judge them on a machine without a GPU.
+    """
+    arguments: dict[str, Any] = {
+        "model": str(directory),
+        "dtype": dtype,
+        "max_num_seqs": max_sequences,
+        "seed": seed,
+        "enforce_eager": not has_own_memory,
+        "limit_mm_per_prompt": {"image": MAX_PICTURES},
+        "skip_mm_profiling": True,
+    }
+    if has_own_memory:
+        # A decoding step is thousands of small kernels, and launching them one by one takes longer than they do.
+        # Graphs of decoding alone need no compiled model, so nothing is compiled (mode 0).
+        arguments["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    if colocation is not None:
+        arguments |= {
+            "distributed_executor_backend": "external_launcher",
+            "tensor_parallel_size": colocation.ranks,
+            "load_format": "dummy",
+            # With a seed of its own, a prompt that is read in several pieces has its generator set back; vLLM 0.32's
+            # CPU worker ends with "CPU Generator does not use offset" there.
+            "enable_chunked_prefill": has_own_memory,
+            "max_model_len": colocation.max_tokens,
+            # What the policy is: temperature and bans are part of it.
+            "logprobs_mode": "processed_logprobs",
+            # Not a share of what the trainer has left.
+            "kv_cache_memory_bytes": colocation.cache_bytes,
+            "gpu_memory_utilization": _LEAST_FREE,
+            "enable_sleep_mode": has_own_memory,
+        }
+    return arguments
 
 
 class Engine:
@@ -110,6 +154,8 @@ class Engine:
         dtype: "float32" or "bfloat16".
         max_sequences: responses generated side by side.
         seed: of sampling.
+        has_own_memory: whether it computes on a device whose memory is another one than the host's (parallel/platform);
+            then it decodes with CUDA graphs, and with `colocation` can give its memory back in between.
         colocation: of an engine that shares ranks and memory with a trainer, and waits for `load`. Left out, this
             process is an engine of its own.
 
@@ -123,11 +169,13 @@ class Engine:
         dtype: str,
         max_sequences: int = 64,
         seed: int = 0,
+        *,
+        has_own_memory: bool = False,
         colocation: Colocation | None = None,
     ) -> None:
         if not (directory / "config.json").is_file():
             raise InputError(f"no model in {directory} (config.json is missing); make it with `megatron-mm export`")
-        for name, value in _VLLM_ENVIRONMENT.items():
+        for name, value in (_VLLM_ENVIRONMENT | ({} if has_own_memory else _HOST_ENVIRONMENT)).items():
             os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
         # Tells, while it is imported, that there is no Triton.
@@ -138,35 +186,17 @@ class Engine:
         logging.getLogger("vllm").setLevel(logging.ERROR)
         # By class: by name vLLM inspects it in a subprocess first, which takes seconds.
         ModelRegistry.register_model("RForConditionalGeneration", RForConditionalGeneration)
-        colocated: dict[str, Any] = {}
-        if colocation is not None:
-            colocated = {
-                "distributed_executor_backend": "external_launcher",
-                "tensor_parallel_size": colocation.ranks,
-                "load_format": "dummy",
-                # With a seed of its own, a prompt that is read in several pieces has its generator set back; vLLM
-                # 0.32's CPU worker ends with "CPU Generator does not use offset" there.
-                "enable_chunked_prefill": colocation.sleeps,
-                "max_model_len": colocation.max_tokens,
-                # What the policy is: temperature and bans are part of it.
-                "logprobs_mode": "processed_logprobs",
-                # Not a share of what the trainer has left.
-                "kv_cache_memory_bytes": colocation.cache_bytes,
-                "gpu_memory_utilization": _LEAST_FREE,
-                "enable_sleep_mode": colocation.sleeps,
-            }
         mend_products()
+        arguments = engine_arguments(
+            directory,
+            dtype,
+            max_sequences=max_sequences,
+            seed=seed,
+            has_own_memory=has_own_memory,
+            colocation=colocation,
+        )
         with kept_apart():
-            self._llm = LLM(
-                str(directory),
-                dtype=dtype,  # pyright: ignore[reportArgumentType]
-                max_num_seqs=max_sequences,
-                seed=seed,
-                enforce_eager=True,
-                limit_mm_per_prompt={"image": MAX_PICTURES},
-                skip_mm_profiling=True,
-                **colocated,
-            )
+            self._llm = LLM(**arguments)
         if colocation is not None:
             keep_process_groups(self._llm)
         # What was given back, by vLLM's tags.

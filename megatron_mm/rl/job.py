@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.distributed as dist
 
 from megatron_mm.chat.modes import Mode
@@ -18,11 +19,12 @@ from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
+from megatron_mm.planning.cache import auto_cache_bytes, sequence_cache_bytes
 from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
 from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.rl.heldout import HeldOut
-from megatron_mm.rl.memory import budget, least_cache_bytes, out_of_the_way
+from megatron_mm.rl.memory import budget, out_of_the_way
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report
@@ -102,10 +104,16 @@ class ReinforceJob:
             shutil.rmtree(directory, ignore_errors=True)
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
-        most, sleeps = self._config.data.max_sequence_tokens, self._platform.has_own_memory
-        colocation = Colocation(rollout.ranks, most, rollout.cache_bytes, sleeps)
         with out_of_the_way(trainee, self._platform, offload=rollout.offload):
-            engine = Engine(directory, dtype_name(dtype), rollout.max_sequences, self._config.seed, colocation)
+            most, cache_bytes = self._config.data.max_sequence_tokens, agreed_cache_bytes(self._config, self._platform)
+            engine = Engine(
+                directory,
+                dtype_name(dtype),
+                rollout.max_sequences,
+                self._config.seed,
+                has_own_memory=self._platform.has_own_memory,
+                colocation=Colocation(rollout.ranks, most, cache_bytes),
+            )
         algorithm = make_algorithm(self._rl)
         if self._held_out is None and Mode.AUTO not in algorithm.modes(1):
             warn(
@@ -155,10 +163,40 @@ def check_engine(config: RunConfig, rl: ReinforceConfig) -> None:
     """Raise `InputError` if vLLM would not start, or not take the model."""
     if config.model.language.experts is not None:
         raise InputError("the model has experts, whose weights cannot be handed to vLLM yet; take a model without")
-    least = least_cache_bytes(config)
-    if rl.rollout.cache_bytes < least:
+    if rl.rollout.cache_bytes is not None:
+        check_cache(config, rl.rollout.cache_bytes)
+
+
+def check_cache(config: RunConfig, cache_bytes: int) -> None:
+    """Raise `InputError` if vLLM would not start with a cache of this size."""
+    assert config.rl is not None
+    needed, rollout = sequence_cache_bytes(config), config.rl.rollout
+    if cache_bytes < needed:
+        leaves = "" if rollout.cache_bytes else f", which leaves {max(0, cache_bytes) / 2**30:.3g} GiB here and"
         raise InputError(
-            f"rl.rollout.cache_gib={rl.rollout.cache_gib} holds no sequence of "
-            f"data.max_sequence_tokens={config.data.max_sequence_tokens}, which takes {least / 2**30:.3g}; raise it, "
-            "lower data.max_sequence_tokens, or raise rl.rollout.ranks"
+            f"rl.rollout.cache_gib={rollout.cache_gib}{leaves} holds no sequence of "
+            f"data.max_sequence_tokens={config.data.max_sequence_tokens}, which takes {needed / 2**30:.3g}; "
+            f"{'raise it' if rollout.cache_bytes else 'set rl.rollout.offload=true'}, lower data.max_sequence_tokens, "
+            "or raise rl.rollout.ranks"
         )
+
+
+def agreed_cache_bytes(config: RunConfig, platform: Platform) -> int:
+    """Return the bytes for keys and values on each rank, the same on all.
+
+    All ranks ask together, with the trainer out of the way.
+
+    Raises:
+        InputError: rl.rollout.cache_gib=auto leaves less than one sequence takes.
+    """
+    assert config.rl is not None
+    given = config.rl.rollout.cache_bytes
+    if given is not None:
+        return given
+    planned, total = budget(config, dist.get_world_size(), platform), platform.memory_bytes()
+    # What is free now may not be later: the optimizer's state is not there before the first update.
+    free = min(platform.free_bytes(), total - (planned.drawing - planned.engine - planned.cache))
+    found = auto_cache_bytes(config, free, total, has_own_memory=platform.has_own_memory)
+    agreed = int(state.least_of_all(torch.tensor(found, device=platform.device())))
+    check_cache(config, agreed)
+    return agreed

@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.parallel.platform import Platform
-from megatron_mm.planning.activations import weight_bytes
+from megatron_mm.planning.cache import auto_cache_bytes, engine_weight_bytes
 from megatron_mm.planning.load import LoadOptions, assumed_load
 from megatron_mm.planning.memory import Memory, worst_memory
-from megatron_mm.planning.parameters import model_parameters
 from megatron_mm.train.assemble import Trainee
 
 _GIB = 2**30
-# vLLM's cache is cut into blocks of so many tokens on CPUs, and smaller ones on GPUs.
-_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +76,20 @@ def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
     rollout = config.rl.rollout
     backend = "te" if platform.layer_backend == "te" else "local"
     _, trainer = worst_memory(config, num_ranks, assumed_load(config, LoadOptions()), backend)
-    weights = weight_bytes(config) * sum(model_parameters(config.model).values())
-    return Budget(
+    without_cache = Budget(
         trainer=trainer,
         reference=trainer.weights if config.rl.objective.kl != "none" else 0.0,
-        engine=weights / rollout.ranks,
-        cache=rollout.cache_bytes,
+        engine=engine_weight_bytes(config),
+        cache=0.0,
         sleeps=platform.has_own_memory,
         offload=rollout.offload,
     )
-
-
-def least_cache_bytes(config: RunConfig) -> int:
-    """Keys and values of one sequence of data.max_sequence_tokens, on a rank of an engine: vLLM starts with no less."""
-    assert config.rl is not None
-    language = config.model.language
-    heads = max(1, language.num_kv_heads // config.rl.rollout.ranks)
-    tokens = -(-config.data.max_sequence_tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
-    return 2 * language.num_layers * heads * language.head_dim * weight_bytes(config) * tokens
+    cache = rollout.cache_bytes
+    if cache is None:
+        total = platform.memory_bytes()
+        free = total - (without_cache.drawing - without_cache.engine)
+        cache = max(0, auto_cache_bytes(config, free, total, has_own_memory=platform.has_own_memory))
+    return replace(without_cache, cache=cache)
 
 
 @contextmanager

@@ -45,6 +45,10 @@ class Platform(Protocol):
         """What this rank has of its device's memory, or of the machine's."""
         ...
 
+    def free_bytes(self) -> int:
+        """Return the bytes that this rank could still take of its device's memory, or of the machine's."""
+        ...
+
     def peak_tflops(self) -> float | None:
         """Dense bf16 TFLOP/s that the maker states for this rank's device; None where it is not known."""
         ...

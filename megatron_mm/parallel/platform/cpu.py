@@ -61,20 +61,33 @@ class CpuPlatform:
 
     def peak_memory_bytes(self) -> dict[str, int]:
         # Linux' own high-water mark of the process: getrusage's starts with that of the parent.
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return {"resident": int(line.split()[1]) * 1024}
-        raise AssertionError("/proc/self/status has no VmHWM")
+        return {"resident": _proc_bytes("self/status", "VmHWM")}
 
     def memory_bytes(self) -> int:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return machine // _ranks_here()
+
+    def free_bytes(self) -> int:
+        return _proc_bytes("meminfo", "MemAvailable") // _ranks_here()
 
     def peak_tflops(self) -> float | None:
         return None
 
     def describe(self) -> str:
         return f"cpu: {host.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a rank"
+
+
+def _ranks_here() -> int:
+    """Return the number of ranks that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _proc_bytes(file: str, field: str) -> int:
+    """Return a field of /proc/`file` that Linux gives in KiB, in bytes."""
+    for line in Path("/proc", file).read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"/proc/{file} has no {field}")
 
 
 class FusedAdam(torch.optim.Optimizer):

@@ -58,6 +58,11 @@ class CudaPlatform:
     def memory_bytes(self) -> int:
         return torch.cuda.mem_get_info()[1]
 
+    def free_bytes(self) -> int:
+        # What torch keeps for its next tensors is free too.
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+
     def peak_tflops(self) -> float | None:
         return DENSE_BF16_TFLOPS.get(torch.cuda.get_device_name())
 

@@ -7,9 +7,10 @@ import pytest
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.load import load_config
 from megatron_mm.parallel.platform import get_platform
+from megatron_mm.planning.cache import sequence_cache_bytes
 from megatron_mm.planning.memory import Memory
 from megatron_mm.rl.job import check_engine
-from megatron_mm.rl.memory import Budget, budget, least_cache_bytes
+from megatron_mm.rl.memory import Budget, budget
 
 GIB = 2.0**30
 ALL = Budget(
@@ -55,8 +56,8 @@ def test_the_budget_of_a_run() -> None:
 
 def test_a_cache_that_holds_no_sequence_is_refused() -> None:
     # Qwen3-4B: 36 layers of 8 heads of 128, 16,384 tokens.
-    assert least_cache_bytes(load_config("r4b/bpo")) == 2.25 * GIB
-    assert least_cache_bytes(load_config("r4b/bpo", overrides=["rl.rollout.ranks=2"])) == 1.125 * GIB
+    assert sequence_cache_bytes(load_config("r4b/bpo")) == 2.25 * GIB
+    assert sequence_cache_bytes(load_config("r4b/bpo", overrides=["rl.rollout.ranks=2"])) == 1.125 * GIB
     for gib, refused in ((2.2, True), (2.25, False)):
         config = load_config("r4b/bpo", overrides=[f"rl.rollout.cache_gib={gib}"])
         assert config.rl is not None
