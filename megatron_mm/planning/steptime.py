@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from megatron_mm.config.flops import Flops, recomputed_flops, training_flops
 from megatron_mm.config.layout import pipeline_split
+from megatron_mm.config.loss_blocks import vocab_block
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.planning.gpus import Gpu
 from megatron_mm.planning.load import Load
@@ -16,7 +17,8 @@ class StepTime:
 
     Attributes:
         model_flops: forward and backward of the global batch, nothing twice.
-        recomputed_flops: done again for `train.recompute`, and by context-parallel ranks, which all encode all tiles.
+        recomputed_flops: done again for `train.recompute`, for logits that were made in blocks, and by context-parallel
+            ranks, which all encode all tiles.
         compute_seconds: of the busiest pipeline stage.
         bubble_seconds: in which it waits for the pipeline to fill and to drain.
         flows: what its ranks send.
@@ -84,6 +86,10 @@ def _stages(config: RunConfig, batch: Load, parts: tuple[Flops, ...]) -> list[fl
     # A sequence without a picture encodes a blank tile.
     tiles = sum(flops.of(0, 0, max(1.0, batch.tiles), 0) for flops in parts)
     output = sum(flops.of(0, 0, 0, batch.trained_tokens) for flops in parts)
+    rows = config.model.language.padded_vocab_size // parallel.tensor
+    if config.train.trained and vocab_block(batch.trained_tokens / parallel.context, rows) < rows:
+        # The backward pass makes each block's logits again.
+        output += 2.0 * config.model.language.hidden_size * config.model.language.vocab_size * batch.trained_tokens
     ranks = parallel.tensor * parallel.context
     stages = [
         language * sum(split[stage :: parallel.pipeline]) / num_layers / ranks for stage in range(parallel.pipeline)

@@ -39,6 +39,8 @@ class Flow:
 def traffic(config: RunConfig, num_ranks: int, load: Load) -> list[Flow]:
     """All kinds that a layout has; `layout_faults` has said that it can be.
 
+    Where nothing is trained, that is of forward passes.
+
     Collectives go round rings: of n bytes, a gather or a scattered sum over r ranks sends n (r - 1) / r a rank, a whole
     sum twice that. Ranks are numbered as Megatron-Core does: tensor, context, data, pipeline from the inside out.
 
@@ -85,7 +87,7 @@ def _tensor(config: RunConfig, batch: Load, stage: int) -> float:
     stream = width * hidden * batch.tokens / parallel.context
     # Two sums forward and two backward, each two rounds; as gathers and scattered sums the same, and two gathers more
     # for the gradients of the matrices that take gathered inputs.
-    rounds = 8 + 2 * (parallel.sequence and "language" in trained) + 4 * full
+    rounds = 8 + 2 * (parallel.sequence and "language" in trained) + 4 * full if trained else 4
     layers = sum(pipeline_split(config)[stage :: parallel.pipeline])
     total = layers * rounds * stream
     if stage == 0:
@@ -99,7 +101,8 @@ def _tensor(config: RunConfig, batch: Load, stage: int) -> float:
         total += 2 * width * hidden * patches + 2 * learns * features
         total += 2 * width * hidden * batch.tokens
     if stage == parallel.pipeline - 1:
-        total += parallel.sequence * stream + 2 * width * hidden * batch.trained_tokens / parallel.context
+        total += parallel.sequence * stream
+        total += bool(trained) * 2 * width * hidden * batch.trained_tokens / parallel.context
     return total * (ranks - 1) / ranks
 
 
@@ -115,7 +118,7 @@ def _context(config: RunConfig, batch: Load) -> float:
     """Keys and values once round the ring forward; backward again, and their gradients."""
     parallel, language = config.parallel, config.model.language
     own = 2 * language.num_kv_heads * language.head_dim / parallel.tensor * batch.tokens / parallel.context
-    rounds = 3 + (config.train.recompute != "none")
+    rounds = 3 + (config.train.recompute != "none") if config.train.trained else 1
     layers = max(sum(pipeline_split(config)[stage :: parallel.pipeline]) for stage in range(parallel.pipeline))
     return layers * rounds * (parallel.context - 1) * own * weight_bytes(config)
 
@@ -127,6 +130,8 @@ def _pipeline(config: RunConfig, batch: Load) -> float:
         return 0.0
     cut = parallel.context * (parallel.tensor if parallel.sequence else 1)
     stream = weight_bytes(config) * config.model.language.hidden_size * batch.tokens / cut
+    if not config.train.trained:
+        return stream * parallel.virtual_pipeline
     # The first stage sends nothing back, the last nothing on.
     return stream * (2 * parallel.virtual_pipeline - (parallel.pipeline == 2))
 
@@ -146,7 +151,7 @@ def _expert(config: RunConfig, batch: Load) -> float:
         return 0.0
     tokens = batch.tokens / parallel.context / (parallel.tensor if parallel.sequence else 1)
     sent = weight_bytes(config) * config.model.language.hidden_size * experts.experts_per_token * tokens
-    rounds = 2 * (2 + (config.train.recompute == "full"))
+    rounds = 2 * (2 + (config.train.recompute == "full") if config.train.trained else 1)
     layers = max(sum(pipeline_split(config)[stage :: parallel.pipeline]) for stage in range(parallel.pipeline))
     return layers * rounds * sent * (parallel.expert - 1) / parallel.expert
 
