@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -24,7 +23,7 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.data import loader
 from megatron_mm.data.loader import Form, collate
 from megatron_mm.models import attention, vlm
-from megatron_mm.models.packing import packed_sequence
+from megatron_mm.models.packing import positions_in_samples
 from megatron_mm.models.vlm import Pictures, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
@@ -177,14 +176,10 @@ def _plant(fault: str) -> None:
     """A fault of our code; the process ends with the test."""
     if fault == "positions restart a token late":
         # Rotary positions are relative: what a sample starts from does not matter, only that it is one start for all
-        # its tokens. The rotary embedding prefers the padded starts; our attention takes the others.
-        def late(starts: torch.Tensor, device: torch.device) -> PackedSeqParams:
-            moved = starts + (torch.arange(len(starts)) % (len(starts) - 1) > 0).int()
-            longest = int((moved[1:] - moved[:-1]).max())
-            padded = {"cu_seqlens_q_padded": moved, "cu_seqlens_kv_padded": moved, "max_seqlen_q": longest}
-            return dataclasses.replace(packed_sequence(starts, device), **padded)
-
-        vlm.packed_sequence = late
+        # its tokens.
+        vlm.positions_in_samples = lambda starts: positions_in_samples(
+            [start + (0 < number < len(starts) - 1) for number, start in enumerate(starts)]
+        )
     if fault == "attention leaks over a sample's border":
         attend = attention.CoreAttention._per_sample
         attention.CoreAttention._per_sample = lambda self, query, key, value, starts: attend(

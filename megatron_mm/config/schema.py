@@ -308,6 +308,11 @@ class OptimConfig(Section):
     distributed: bool = Field(
         default=True, description="share the optimizer's state out over data- and context-parallel ranks"
     )
+    overlap: bool | None = Field(
+        default=None,
+        description="sum gradients over data- and context-parallel ranks while the backward pass goes on; left out, on "
+        "GPUs only",
+    )
     schedule: Literal["cosine", "constant", "wsd"] = Field(
         default="cosine",
         description="what follows the linear warm-up: a half cosine to min_lr, lr for ever, or lr until the last "

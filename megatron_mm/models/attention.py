@@ -7,11 +7,11 @@ scaled_dot_product_attention does not. Nor does it know packs or context paralle
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
@@ -19,7 +19,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from megatron_mm.models.packing import zigzag
+from megatron_mm.models.packing import Pack, zigzag
 
 # Tokens up to which the scores are held: torch's fused CPU kernel starts anew for each sample and head. In bf16 it
 # takes 1.5 (256 tokens) to 4 times (64) as long as three matrix products, in fp32 1.2 times at 64 and no longer beyond.
@@ -53,10 +53,12 @@ class Norm(torch.nn.Module):
 class CoreAttention(MegatronModule):
     """Attention of one rank's heads, over padded samples or a pack, over the whole sequence or a part of it.
 
-    Padded samples: queries [S, B, heads, dim], keys and values [S, B, kv heads, dim] -> [S, B, heads * dim]. They are
-    padded on the right, so a causal mask is all that language needs, and none is all that the ViT needs.
+    Queries [S, B, heads, dim], keys and values [S, B, kv heads, dim] -> [S, B, heads * dim].
 
-    Packs: queries [S, heads, dim], keys and values [S, kv heads, dim] -> [S, heads, dim]; a token sees its own sample.
+    Padded samples: they are padded on the right, so a causal mask is all that language needs, and none is all that the
+    ViT needs.
+
+    Packs: B is 1, and a token sees its own sample.
 
     With context parallelism, S is this rank's part in zigzag order (models/packing.py); keys and values are gathered.
     """
@@ -92,26 +94,24 @@ class CoreAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: Pack | None = None,
     ) -> Tensor:
         assert attention_mask is None
         assert attention_bias is None
         assert attn_mask_type is None or (attn_mask_type is AttnMaskType.causal) == self.causal
-        if packed_seq_params is not None:
-            return self._over(query, key, value, packed_seq_params.cu_seqlens_q.tolist())
         # [S, B, n, d] -> [S, B * n, d]: samples padded to one length are so many more heads.
         num_samples, ranks = query.shape[1], 1 if self.context is None else self.context.size()
-        starts = [0, query.shape[0] * ranks]
+        starts = [0, query.shape[0] * ranks] if packed_seq_params is None else packed_seq_params.starts
         out = self._over(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2), starts)
         return out.unflatten(1, (num_samples, -1)).flatten(2)
 
-    def _over(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+    def _over(self, query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int]) -> Tensor:
         """[S, n, d], [S, k, d], [S, k, d] -> [S, n, d] of a row of samples, of which this rank may have a part."""
         if self.context is None:
             return self._per_sample(query, key, value, starts)
         return self._across_ranks(query, key, value, starts)
 
-    def _per_sample(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+    def _per_sample(self, query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int]) -> Tensor:
         """[S, n, d], [S, k, d], [S, k, d] -> [S, n, d], each sample by itself."""
         if len(starts) == 2:  # nothing to cut
             return self._attend(query, key, value)
@@ -119,7 +119,7 @@ class CoreAttention(MegatronModule):
         pieces = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
         return torch.cat([self._attend(*piece) for piece in pieces])
 
-    def _across_ranks(self, query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
+    def _across_ranks(self, query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int]) -> Tensor:
         """The same where each rank has some pieces of each sample; the gradients of keys and values are summed."""
         rank, ranks = self.context.rank(), self.context.size()
         gathered = gather_from_sequence_parallel_region(torch.cat([key, value], 1), group=self.context)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from megatron_mm.config.schema import LanguageConfig
 from megatron_mm.models.entropy import vocab_parallel_entropy
+from megatron_mm.models.rotary import rotary_angles
 from megatron_mm.models.specs import block_spec
 
 
 class LanguageModel(GPTModel):
-    """A GPTModel whose logits and losses are made for the tokens of `loss_mask` alone.
+    """A GPTModel whose logits and losses are made for the tokens at the places `loss_mask` alone.
 
     Most tokens of a multimodal sample are placeholders and prompt; their logits over a vocabulary of 150,000 would
     take more memory and time than the layers before them.
@@ -34,6 +35,8 @@ class LanguageModel(GPTModel):
     def __init__(self, config: TransformerConfig, language: LanguageConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
         self.num_tokens = language.vocab_size
+        # Angles are made for each token (`_preprocess`), not for all positions up to the longest sample.
+        self.position_embedding_type = "none"
         if self.post_process and config.sequence_parallel:
             # The whole sequence is gathered here, to pick from; the output layer takes it as it comes.
             self.output_layer.sequence_parallel = False
@@ -58,10 +61,19 @@ class LanguageModel(GPTModel):
                     generator = torch.Generator(parameter.device).manual_seed(int(seed[0]))
                     parameter.normal_(std=self.config.init_method_std, generator=generator)
 
+    def _preprocess(  # pyright: ignore[reportIncompatibleMethodOverride] (it is called by name)
+        self, *, position_ids: Tensor, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """As GPTModel's, with the rotary angles of tokens at positions `position_ids`, int64 [S], of their samples."""
+        decoder_input, _, *rest = super()._preprocess(position_ids=position_ids, **kwargs)
+        return decoder_input, rotary_angles(position_ids, self.rotary_pos_emb.inv_freq), *rest
+
     def _postprocess(  # pyright: ignore[reportIncompatibleMethodOverride] (it is called by name)
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **_: Any
     ) -> Tensor:
-        """Hidden states [S, B, H] -> logits [B, S, V / ranks], or losses [B, S], or of the masked tokens [N].
+        """Hidden states [S, B, H] -> logits [B, S, V / ranks], or losses [B, S], or of the tokens at `loss_mask` [N].
+
+        `loss_mask` is int64 [N], see models/packing.py places_of; then labels are those tokens' alone.
 
         With `makes_entropies` losses have a last dimension of two: the loss, and the entropy of the distribution. V is
         the padded vocabulary; logits of the padding are minus infinity. Other stages than the last pass the hidden
@@ -76,9 +88,10 @@ class LanguageModel(GPTModel):
             )
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
-        hidden_states = hidden_states.transpose(0, 1)  # [B, S, H]
-        if loss_mask is not None and labels is not None:
-            hidden_states, labels = hidden_states[loss_mask], labels[loss_mask]  # [N, H], [N]
+        if loss_mask is None:
+            hidden_states = hidden_states.transpose(0, 1)  # [B, S, H]
+        else:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, loss_mask)  # [N, H]
         logits, _ = self.output_layer(hidden_states, weight=weight)
         first = self.pg_collection.tp.rank() * logits.shape[-1]
         if self.num_tokens - first < logits.shape[-1]:

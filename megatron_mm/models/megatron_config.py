@@ -44,6 +44,7 @@ def language_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         **_experts(config),
         **_pipeline(config),
         **_shared(config, platform, parallel.tensor),
+        **platform.language_settings(),
         **_fp8(config, "language"),
     )
 
@@ -101,6 +102,7 @@ def vision_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         normalization="LayerNorm",
         layernorm_epsilon=vision.norm_eps,
         activation_func=partial(F.gelu, approximate="tanh"),
+        bias_activation_fusion=False,  # Megatron-Core refuses a partial function
         add_bias_linear=True,
         **_initialisation(vision.init_std),
         **_shared(config, platform, config.parallel.tensor if vision.parallel == "tensor" else 1),
@@ -120,6 +122,7 @@ def projector_config(config: RunConfig, platform: Platform) -> TransformerConfig
         normalization="LayerNorm",
         layernorm_epsilon=config.model.projector.norm_eps,
         activation_func=F.gelu,
+        bias_activation_fusion=False,  # Megatron-Core's fused GELU is the tanh formula, whatever activation_func says
         add_bias_linear=True,
         **_initialisation(config.model.projector.init_std),
         **_shared(config, platform, config.parallel.tensor),
@@ -159,8 +162,6 @@ def _shared(config: RunConfig, platform: Platform, tensor_ranks: int) -> dict[st
         "bf16": dtype is torch.bfloat16,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        # Its fused GELU is the tanh formula, whatever activation_func says.
-        "bias_activation_fusion": False,
         **_RECOMPUTE[config.train.recompute],
         **platform.transformer_settings(),
     }

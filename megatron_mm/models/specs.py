@@ -39,14 +39,11 @@ def parts(backend: str) -> Parts:
         return Parts(Norm, ColumnParallelLinear, RowParallelLinear, CoreAttention)
     assert backend == "te"
     # Importable only where Transformer Engine is installed.
-    from megatron.core.extensions.transformer_engine import (
-        TEColumnParallelLinear,
-        TEDotProductAttention,
-        TENorm,
-        TERowParallelLinear,
-    )
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm, TERowParallelLinear
 
-    return Parts(TENorm, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention)
+    from megatron_mm.models.te_attention import PackedTEAttention
+
+    return Parts(TENorm, TEColumnParallelLinear, TERowParallelLinear, PackedTEAttention)
 
 
 def block_spec(

@@ -15,13 +15,13 @@ from torch import Tensor
 from megatron_mm.chat.images import Downscale
 from megatron_mm.config.layout import sequence_multiple, tile_multiple
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.models.fusion import ImageFusion
+from megatron_mm.models.fusion import ImageFusion, image_places
 from megatron_mm.models.language import build_language_model
 from megatron_mm.models.megatron_config import language_config, projector_config, vision_config
-from megatron_mm.models.packing import packed_sequence, zigzag
+from megatron_mm.models.packing import packed_sequence, places_of, positions_in_samples, zigzag
 from megatron_mm.models.projector import Projector
 from megatron_mm.models.vision import SharedOutVisionModel, VisionModel
-from megatron_mm.parallel.platform import Platform
+from megatron_mm.parallel.platform import Platform, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class VisionLanguageModel(MegatronModule):
         self.vp_stage = chunk
         self.model_type = ModelType.encoder_or_decoder
         self.share_embeddings_and_output_weights = config.model.language.tied_embeddings
+        self.image_token = image_token
 
         self.sequence_multiple, self.tile_multiple = sequence_multiple(config), tile_multiple(config)
 
@@ -77,7 +78,7 @@ class VisionLanguageModel(MegatronModule):
             self.projector = Projector(
                 projector_config(config, platform), vision.hidden_size, backend, groups, pre_norm=projector.pre_norm
             )
-            self.fusion = ImageFusion(language, image_token)
+            self.fusion = ImageFusion(language)
             # Run in place of missing pictures, so that every rank's parameters take part in every step.
             side = vision.image_size
             self.register_buffer("blank_tile", torch.zeros(1, 3, side, side), persistent=False)
@@ -109,10 +110,13 @@ class VisionLanguageModel(MegatronModule):
     ) -> Tensor:
         """Run this chunk.
 
+        All arguments but `pictures` lie in host memory. What their values decide, such as how many tokens are trained,
+        is decided there, so the host never waits for the device; this chunk takes to its device what it needs.
+
         Args:
             ids: int64 [B, S].
-            pictures: of the whole batch; None where it has none.
-            starts: int32 [samples + 1], where each sample of a pack begins, and the end, in host memory; then B is 1.
+            pictures: of the whole batch, on the device; None where it has none.
+            starts: int32 [samples + 1], where each sample of a pack begins, and the end; then B is 1.
             labels: int64 [B, S]; None asks for logits.
             trained: bool [B, S], the tokens whose loss is wanted; None wants all.
 
@@ -123,50 +127,59 @@ class VisionLanguageModel(MegatronModule):
 
         Raises:
             ValueError: S is not what this layout and precision can share out.
-            InputError: see ImageFusion.
+            InputError: see `image_places`.
         """
         if ids.shape[1] % self.sequence_multiple:
             raise ValueError(
                 f"a sequence of {ids.shape[1]} tokens cannot be shared out; pad it to a multiple of "
                 f"{self.sequence_multiple} (config/layout.py sequence_multiple)"
             )
-        packing = None if starts is None else packed_sequence(starts, ids.device)
-        positions = None
+        device = next(self.parameters()).device
+        bounds = [0, ids.shape[1]] if starts is None else starts.tolist()
+        positions, part = positions_in_samples(bounds), None
         if self.config.context_parallel_size > 1:
-            bounds = [0, ids.shape[1]] if starts is None else starts.tolist()
-            positions = zigzag(bounds, self.groups.cp.rank(), self.groups.cp.size()).to(ids.device)
-            labels = None if labels is None else labels[:, positions]
-            trained = None if trained is None else trained[:, positions]
-        embeddings = self._embed(ids, pictures, positions) if self.pre_process else None
+            part = zigzag(bounds, self.groups.cp.rank(), self.groups.cp.size())
+            positions = positions[part]
+            labels = None if labels is None else labels[:, part]
+            trained = None if trained is None else trained[:, part]
+        places = None
+        if not self.post_process:
+            labels = None
+        elif labels is not None and trained is not None:
+            labels, places = labels[trained], to_device(places_of(trained), device)
+        embeddings = self._embed(ids, pictures, part, device) if self.pre_process else None
         return self.language(
             None,
-            None,
+            to_device(positions, device),
             None,
             decoder_input=embeddings,
-            labels=labels,
-            loss_mask=trained,
-            packed_seq_params=packing,
+            labels=None if labels is None else to_device(labels, device),
+            loss_mask=places,
+            packed_seq_params=None if starts is None else packed_sequence(starts, device),
         )
 
-    def _embed(self, ids: Tensor, pictures: Pictures | None, positions: Tensor | None) -> Tensor:
+    def _embed(self, ids: Tensor, pictures: Pictures | None, part: Tensor | None, device: torch.device) -> Tensor:
+        """Return [S, B, H]: embeddings with features over the placeholders, of the tokens `part` if it is given."""
         assert self.vision is not None
         assert self.projector is not None
         assert self.fusion is not None
+        places = image_places(ids, self.image_token, 0 if pictures is None else pictures.order.numel())
+        places = to_device(places, device)
         # Placeholders are overwritten below; the lookup itself works on any id of the vocabulary.
-        embeddings = self.language.embedding(input_ids=ids, position_ids=None)  # [S, B, H]
+        embeddings = self.language.embedding(input_ids=to_device(ids, device), position_ids=None)  # [S, B, H]
         tiles: Any = self.blank_tile if pictures is None else pictures.tiles
         features = self.projector(self.vision(padded_tiles(tiles, self.tile_multiple)))  # [T, P, H]
         features = features[: len(tiles)]
         if pictures is None:
-            order = torch.empty(0, dtype=torch.int64, device=ids.device)
-            embeddings = self.fusion(embeddings, ids, features, order)
+            order = torch.empty(0, dtype=torch.int64, device=device)
+            embeddings = self.fusion(embeddings, places, features, order)
             # A true zero that keeps ViT and projector in the graph: a rank that skipped them would not match the
             # others' gradient collectives.
             embeddings = embeddings + 0 * features.sum()
         else:
-            embeddings = self.fusion(embeddings, ids, features, pictures.order, pictures.downscales)
-        if positions is not None:
-            embeddings = embeddings[positions]
+            embeddings = self.fusion(embeddings, places, features, pictures.order, pictures.downscales)
+        if part is not None:
+            embeddings = embeddings.index_select(0, to_device(part, device))
         if self.config.sequence_parallel:
             embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.groups.tp)
         if self.training and self.config.recompute_granularity == "full" and not embeddings.requires_grad:

@@ -111,7 +111,7 @@ def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is true on any rank of the job; all ranks ask together."""
-    value = torch.tensor(int(flag), device=device)
+    value = torch.full((), int(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
 

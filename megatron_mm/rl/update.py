@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_mm.config.schema import ObjectiveConfig
 from megatron_mm.models.vlm import VisionLanguageModel
+from megatron_mm.parallel.platform import to_device
 from megatron_mm.rl.experience import RolloutBatch
 from megatron_mm.rl.objective import chances, policy_terms
 from megatron_mm.train.assemble import Trainee
@@ -43,14 +44,16 @@ class PolicyLoss:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See Objective."""
         losses, entropies = losses.unbind(-1) if self.config.entropy_coef else (losses, None)
-        tokens = batch.tokens.map(lambda tensor: tensor.to(losses.device))
+        tokens = batch.tokens.map(lambda tensor: to_device(tensor, losses.device))
         terms = policy_terms(self.config, -losses, tokens, entropies, context if context.size() > 1 else None)
         loss = terms.loss.sum() * self.num_tokens
         # Without the bonus the entropy is estimated by what was drawn.
         entropy = losses * chances(-losses, tokens) if entropies is None else entropies
         values = (terms.kl, terms.clipped, terms.log_ratio.exp(), entropy, terms.mismatch)
         counted = tokens.weights > 0
-        sums = torch.stack([loss.detach().double(), *(value.detach()[counted].double().sum() for value in values)])
+        # Not values[counted], whose size the host would have to wait for.
+        sums = [torch.where(counted, value.detach().double(), 0.0).sum() for value in values]
+        sums = torch.stack([loss.detach().double(), *sums])
         number = counted.sum()
         return loss, number.int(), torch.stack([sums, number.expand_as(sums)], 1)
 

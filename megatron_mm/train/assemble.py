@@ -43,28 +43,51 @@ class Trainee:
         self.scheduler.step(step)
 
 
-def build_trainee(config: RunConfig, chunks: list[VisionLanguageModel], groups: ProcessGroupCollection) -> Trainee:
+def build_trainee(
+    config: RunConfig,
+    chunks: list[VisionLanguageModel],
+    groups: ProcessGroupCollection,
+    *,
+    overlap: bool = False,
+) -> Trainee:
     """Wrap a model, whose weights are already in place, for training.
 
     The optimizer copies fp32 master weights when it is made, so weights loaded later would be lost.
+
+    Args:
+        overlap: what optim.overlap is where it is left out (Platform.overlaps_collectives).
     """
     freeze_all_but(chunks, config.train.trained)
-    ddp: list[Any] = [_wrapped(config, chunk, groups) for chunk in chunks]
+    if config.optim.overlap is not None:
+        overlap = config.optim.overlap
+    ddp: list[Any] = [_wrapped(config, chunk, groups, overlap=overlap) for chunk in chunks]
     settings = _optimizer_config(config)
     optimizer = get_megatron_optimizer(settings, ddp, _rates(config, settings))
     # One config serves all chunks.
     megatron = chunks[0].config
     megatron.finalize_model_grads_func = finalize_model_grads
     megatron.grad_scale_func = optimizer.scale_loss
+    if overlap:
+        # Gradients are whole after a step's last micro-batch; until then the schedules hold their collectives back.
+        held_back: Any = [chunk.no_sync for chunk in ddp]
+        megatron.no_sync_func = held_back if len(ddp) > 1 else held_back[0]
     return Trainee(chunks, ddp, optimizer, make_scheduler(config, optimizer), num_trained(chunks))
 
 
-def _wrapped(config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroupCollection) -> DistributedDataParallel:
+def _wrapped(
+    config: RunConfig, chunk: VisionLanguageModel, groups: ProcessGroupCollection, *, overlap: bool
+) -> DistributedDataParallel:
     ddp = DistributedDataParallel(
         chunk.config,
         DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=config.optim.distributed,
+            # A bucket's collective begins when all its gradients are there, so each parameter that learns must get one
+            # in the last micro-batch of every step, on every rank (models/vlm.py blank_tile).
+            overlap_grad_reduce=overlap,
+            # Updated weights are gathered before the step ends: gathered in the next forward pass, they would be stale
+            # for exports, checkpoints, the weight sync and the reference model of RL, which read them in between.
+            overlap_param_gather=False,
             # train/guard.py skips such steps; this would end the run.
             check_for_nan_in_grad=False,
         ),

@@ -122,7 +122,7 @@ def _begin(
             load_initial(config, initial, chunks)
     job.look_at_initial_weights(chunks)
     saver = Saver(config.run_dir, config.checkpoint, _longest_wait(config))
-    trainee = build_trainee(config, chunks, groups)
+    trainee = build_trainee(config, chunks, groups, overlap=platform.overlaps_collectives)
     guard, place = Guard(config.guard, job.spike_sigma), Place(0, 0)
     progress = None if checkpoint is None else store.resume(checkpoint, chunks, trainee.optimizer)
     if progress is not None:

@@ -19,6 +19,7 @@ from megatron_mm.data.loader import Batch
 from megatron_mm.models.packing import zigzag
 from megatron_mm.models.vlm import Pictures
 from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import to_device
 from megatron_mm.train.assemble import Trainee
 
 
@@ -64,8 +65,9 @@ class CrossEntropy:
 
     def __call__(self, losses: Tensor, batch: Batch, context: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
         """See Objective."""
-        parts = _parts_of_tokens(batch)[trained_order(batch, context)].to(losses.device)
-        loss_sum, num_tokens = losses.sum(), torch.tensor(losses.numel(), device=losses.device, dtype=torch.int)
+        parts = to_device(_parts_of_tokens(batch)[trained_order(batch, context)], losses.device)
+        # Filled on the device: torch.tensor would copy the number there, and wait for the copy.
+        loss_sum, num_tokens = losses.sum(), torch.full((), losses.numel(), device=losses.device, dtype=torch.int)
         each = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
         sums = torch.zeros(self.num_sums, 2, dtype=torch.float64, device=losses.device)
         sums.index_add_(0, parts + 1, each)
@@ -224,11 +226,11 @@ def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torc
     # Only the chunk with the ViT looks at them.
     pictures = _pictures(batch, device) if get_attr_wrapped_model(model, "pre_process") else None
     losses = model(
-        batch.ids.to(device),
+        batch.ids,
         pictures,
         batch.starts,
-        batch.labels.to(device),
-        batch.trained.to(device),
+        batch.labels,
+        batch.trained,
     )
     groups: Any = get_attr_wrapped_model(model, "groups")
     return losses, lambda losses: objective(losses, batch, groups.cp)
@@ -237,8 +239,8 @@ def _forward_step(batches: Iterator[Batch], model: torch.nn.Module, device: torc
 def _pictures(batch: Batch, device: torch.device) -> Pictures | None:
     if batch.tiles is None:
         return None
-    downscales = tuple(Downscale(downscale.plane.to(device), downscale.size) for downscale in batch.downscales)
-    return Pictures(pixel_values(batch.tiles.to(device)), batch.order.to(device), downscales)
+    downscales = tuple(Downscale(to_device(downscale.plane, device), downscale.size) for downscale in batch.downscales)
+    return Pictures(pixel_values(to_device(batch.tiles, device)), to_device(batch.order, device), downscales)
 
 
 def trained_order(batch: Batch, context: dist.ProcessGroup) -> Tensor:

@@ -16,6 +16,8 @@ class Platform(Protocol):
     """Which layer implementation models/specs.py picks: "te" or "local"."""
     has_own_memory: bool
     """Whether the device's memory is another one than the host's; an engine in this process can give it back then."""
+    overlaps_collectives: bool
+    """Whether collectives of gradients run beside the backward pass where the config leaves that open."""
 
     def prepare(self, local_rank: int) -> None:
         """Make Megatron-Core usable in this process. Call once, before any of its objects is made."""
@@ -27,6 +29,10 @@ class Platform(Protocol):
 
     def transformer_settings(self) -> dict[str, bool]:
         """Fields of Megatron-Core's TransformerConfig that depend on the machine."""
+        ...
+
+    def language_settings(self) -> dict[str, bool]:
+        """Such fields of the language model alone."""
         ...
 
     def fp8_fault(self, recipe: str) -> str | None:
@@ -56,6 +62,17 @@ class Platform(Protocol):
     def describe(self) -> str:
         """One line for the log."""
         ...
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor in host memory to `device` without waiting for it; on a CPU the tensor itself is returned.
+
+    Only memory that is page-locked can be copied while the host goes on, so a tensor that is not is copied into such
+    memory first. torch keeps that memory until the device has read it.
+    """
+    if tensor.device.type != device.type:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def accelerators() -> list[str]:

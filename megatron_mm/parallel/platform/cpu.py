@@ -28,6 +28,8 @@ class CpuPlatform:
     distributed_backend = "gloo"
     layer_backend = "local"
     has_own_memory = False
+    # Correct over gloo as well, but its threads would take the cores that the backward pass computes on.
+    overlaps_collectives = False
 
     def prepare(self, local_rank: int) -> None:
         del local_rank
@@ -46,11 +48,13 @@ class CpuPlatform:
             "bias_dropout_fusion": False,
             "masked_softmax_fusion": False,
             "gradient_accumulation_fusion": False,
-            "apply_rope_fusion": False,
             "persist_layer_norm": False,
             # gloo's isend still reads the storage that this would free: silently wrong numbers.
             "deallocate_pipeline_outputs": False,
         }
+
+    def language_settings(self) -> dict[str, bool]:
+        return {"apply_rope_fusion": False, "bias_activation_fusion": False}
 
     def fp8_fault(self, recipe: str) -> str | None:
         # Megatron-Core would go on in bf16 without a word.

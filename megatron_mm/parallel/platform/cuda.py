@@ -15,6 +15,7 @@ class CudaPlatform:
     distributed_backend = "nccl"
     layer_backend = "te"
     has_own_memory = True
+    overlaps_collectives = True
 
     def prepare(self, local_rank: int) -> None:
         if importlib.util.find_spec("transformer_engine") is None:
@@ -37,6 +38,17 @@ class CudaPlatform:
             # Needs a kernel of NVIDIA's apex; used where someone has built it, never required.
             "gradient_accumulation_fusion": importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
             "deallocate_pipeline_outputs": True,
+        }
+
+    def language_settings(self) -> dict[str, bool]:
+        return {
+            # Transformer Engine's kernel for one sequence: each token has its own angle (models/rotary.py), so packs
+            # and the parts of context-parallel ranks are right. Its sines and cosines are fp32; Megatron-Core's, like
+            # vLLM's, are rounded to bf16.
+            "apply_rope_fusion": True,
+            # SwiGLU without biases, of experts weighted by their probabilities: one pass over memory instead of three,
+            # and only its input is kept for the backward pass.
+            "bias_activation_fusion": True,
         }
 
     def fp8_fault(self, recipe: str) -> str | None:

@@ -69,10 +69,11 @@ def test_padded_samples(length: int, causal: bool) -> None:
 def test_packs(lengths: tuple[int, ...]) -> None:
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     inputs = _inputs(int(starts[-1]))
-    ours = _attention()(*inputs, None, packed_seq_params=packed_sequence(starts, starts.device))
+    rows = (tensor[:, None] for tensor in inputs)
+    ours = _attention()(*rows, None, packed_seq_params=packed_sequence(starts, starts.device))[:, 0]
     sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     mask = (sample[:, None] == sample).tril()
-    _assert_equal(ours, _dense(*inputs, mask), inputs)
+    _assert_equal(ours, _dense(*inputs, mask).flatten(1), inputs)
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(4, 8), (100, 400), (2100, 2500)])
@@ -94,7 +95,9 @@ def test_a_long_pack_holds_no_scores() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _attention()(*inputs, None, packed_seq_params=packed_sequence(starts, starts.device))
+        _attention()(
+            *(tensor[:, None] for tensor in inputs), None, packed_seq_params=packed_sequence(starts, starts.device)
+        )
     assert held
     assert sum(held) < 0.1 * 12000**2 * 4
 
