@@ -135,7 +135,7 @@ def _time(given: Candidate, machine: Machine) -> Iterator[str]:
     yield f"  {'done twice':<36}{time.recomputed_flops / 1e15:>10,.0f} PFLOP"
     yield f"  {'computing':<36}{time.compute_seconds:>10.2f} s"
     yield f"  {'pipeline bubble':<36}{time.bubble_seconds:>10.2f} s, {time.bubble_share:.1%} of the pipeline's time"
-    yield f"  {'sending':<36}{time.traffic_seconds:>10.2f} s, none of it while computing"
+    yield f"  {'sending':<36}{time.traffic_seconds:>10.2f} s, {time.hidden_seconds:.2f} s of it while computing"
     yield f"  {'in all':<36}{seconds:>10.2f} s, {tokens / seconds:,.0f} tokens/s"
     if config.parallel.pipeline > 1:
         yield (
@@ -195,7 +195,10 @@ def _assumptions(config: RunConfig, machine: Machine, load: Load) -> Iterator[st
         f"them, each one way and a GPU, {LINK_EFFICIENCY:.0%} of which collectives reach"
     )
     yield f"of the {gpu.name}: {gpu.source}"
-    yield "nothing is sent while a rank computes, and the optimizer's update takes no time"
+    yield (
+        "nothing is sent while a rank computes but gradients, in the last backward pass of a step (optim.overlap), and "
+        "the optimizer's update takes no time"
+    )
     yield (
         "activations are those of Transformer Engine's norms, linears and attention in "
         f"{config.precision}; only the CPU's layers were measured (benchmarks/results/plan_memory.json)"

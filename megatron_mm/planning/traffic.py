@@ -24,16 +24,26 @@ class Flow:
 
     Attributes:
         step_bytes: that the busiest rank sends in a step.
+        gradient_bytes: those of them that are sent while the backward pass goes on (optim.overlap).
     """
 
     kind: Kind
     link: Link
     step_bytes: float
+    gradient_bytes: float = 0.0
 
     def seconds(self, gpu: Gpu) -> float:
         """How long a step's take, if nothing else goes on meanwhile."""
+        return self.step_bytes / self._speed(gpu)
+
+    def gradient_seconds(self, gpu: Gpu) -> float:
+        """Return how long the gradients take."""
+        return self.gradient_bytes / self._speed(gpu)
+
+    def _speed(self, gpu: Gpu) -> float:
+        """Bytes a second."""
         gbytes = gpu.nvlink_gbytes if self.link == "nvlink" else gpu.network_gbytes
-        return self.step_bytes / (gbytes * 1e9 * LINK_EFFICIENCY)
+        return gbytes * 1e9 * LINK_EFFICIENCY
 
 
 def traffic(config: RunConfig, num_ranks: int, load: Load) -> list[Flow]:
@@ -62,7 +72,7 @@ def traffic(config: RunConfig, num_ranks: int, load: Load) -> list[Flow]:
         Flow("context", _link(model_block), _context(config, batch) * micro_batches),
         Flow("pipeline", _link(num_ranks), _pipeline(config, batch) * micro_batches + _tied(config)),
         Flow("expert", _link(parallel.expert), _expert(config, batch) * micro_batches),
-        Flow("data", _link(num_ranks // parallel.pipeline), max(_data(config, num_ranks, held) for held in stages)),
+        max((_data(config, num_ranks, held) for held in stages), key=lambda flow: flow.step_bytes),
     ]
     return [flow for flow in flows if flow.step_bytes]
 
@@ -156,11 +166,15 @@ def _expert(config: RunConfig, batch: Load) -> float:
     return layers * rounds * sent * (parallel.expert - 1) / parallel.expert
 
 
-def _data(config: RunConfig, num_ranks: int, trained: Held) -> float:
+def _data(config: RunConfig, num_ranks: int, trained: Held) -> Flow:
     """fp32 gradients scattered, and weights gathered; without a distributed optimizer the gradients' sum alone."""
-    parallel = config.parallel
+    parallel, optim = config.parallel, config.optim
     dense_ranks = num_ranks // (parallel.tensor * parallel.pipeline)
     expert_ranks = num_ranks // (parallel.expert * parallel.pipeline)
-    a_parameter = FLOAT_BYTES + weight_bytes(config) if config.optim.distributed else 2 * FLOAT_BYTES
     dense, experts = sum(trained.dense.values()), trained.experts
-    return a_parameter * (dense * (dense_ranks - 1) / dense_ranks + experts * (expert_ranks - 1) / expert_ranks)
+    # Parameters as a ring's rounds send them.
+    sent = dense * (dense_ranks - 1) / dense_ranks + experts * (expert_ranks - 1) / expert_ranks
+    gradients = FLOAT_BYTES * sent * (1 if optim.distributed else 2)
+    weights = weight_bytes(config) * sent * optim.distributed
+    overlap = optim.overlap is not False
+    return Flow("data", _link(num_ranks // parallel.pipeline), gradients + weights, gradients * overlap)

@@ -60,7 +60,7 @@ def test_operations_of_a_step() -> None:
     # Logits of 4,096 tokens are made in blocks, and once more for the backward pass.
     blocks = 64 * output / 3
     assert time.recomputed_flops == pytest.approx(blocks)
-    assert time.compute_seconds == pytest.approx(time.model_flops / 8 / (989e12 * 0.5))
+    assert time.compute_seconds == pytest.approx((time.model_flops + blocks) / 8 / (989e12 * 0.5))
     full = step_time(_config("train.recompute=full"), 8, H100, LOAD, 0.5)
     # A forward pass more of three, but for the projector and the output layer.
     layers = training_flops(model, ()).of(16384, 16384**2 / 8, 16, 0)
@@ -76,6 +76,25 @@ def test_operations_of_a_step() -> None:
     # Few tokens' logits are made whole, once.
     few = step_time(config, 8, H100, Load(16384, 16384**2 / 8, 8, 16, 256), 0.5)
     assert few.recomputed_flops == pytest.approx(0, abs=1e-9 * few.model_flops)
+
+
+def test_gradients_are_sent_while_the_last_micro_batch_computes() -> None:
+    parameters = sum(model_parameters(_config().model).values())
+    time, apart = (
+        step_time(_config(), 8, H100, LOAD, 0.5),
+        step_time(_config("optim.overlap=false"), 8, H100, LOAD, 0.5),
+    )
+    # fp32 gradients over NVLink at 80% of 450 GB/s; weights are gathered when the update is done.
+    gradients = 4 * parameters * 7 / 8 / (0.8 * 450e9)
+    assert time.hidden_seconds == pytest.approx(gradients)
+    assert (time.traffic_seconds, apart.hidden_seconds) == (apart.traffic_seconds, 0)
+    assert apart.seconds - time.seconds == pytest.approx(gradients)
+    # Behind a slow network no more is hidden than the backward pass of a micro-batch takes, about two thirds of it.
+    slow = dataclasses.replace(H100, nvlink_gbytes=1)
+    hidden = step_time(_config(), 8, slow, LOAD, 0.5)
+    assert hidden.hidden_seconds == pytest.approx(hidden.compute_seconds / 8 * 2 / 3, rel=0.02)
+    plain = step_time(_config("optim.distributed=false"), 8, H100, LOAD, 0.5)
+    assert plain.hidden_seconds == pytest.approx(plain.traffic_seconds)
 
 
 def test_interleaving_shrinks_the_bubble() -> None:
