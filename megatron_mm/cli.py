@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("report", type=Path, help="JSON file to write")
     evaluate.add_argument("--questions", type=int, default=200, help="questions of each kind (default %(default)s)")
     evaluate.add_argument("--max-tokens", type=int, default=48, help="longest response (default %(default)s)")
-    evaluate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    evaluate.add_argument("--dtype", choices=DTYPES, help="left out, bfloat16 on a GPU and float32 on a CPU")
     evaluate.set_defaults(run=_evaluate)
 
     doctor = commands.add_parser("doctor", help="what this machine can run, and how to get what is missing")

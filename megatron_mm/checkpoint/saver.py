@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from megatron_mm.checkpoint.store import content_of
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import CheckpointConfig
 from megatron_mm.models.vlm import VisionLanguageModel
-from megatron_mm.parallel.state import TIMEOUT_SECONDS
+from megatron_mm.parallel.state import TIMEOUT_SECONDS, host_group
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +41,8 @@ class Saver:
     def __init__(self, run_dir: Path, config: CheckpointConfig, timeout_seconds: float = TIMEOUT_SECONDS):
         self.last_saved: int | None = None
         self._run_dir, self._config = run_dir, config
-        # On the host also where the ranks' own group is NCCL's: no wait for what the GPU computes.
-        group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
-        self._group: dist.ProcessGroup = group
+        # On the host: no wait for what the GPU computes.
+        group = self._group = host_group(timeout_seconds)
         self._planner = Planner(group)
         self._pending: tuple[int, Snapshot, BackgroundWrite] | None = None
         # The ranks' question whether any of them still writes, asked at one poll and read at the next.

@@ -17,6 +17,7 @@ from megatron_mm.data.questions import Asked, ask
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Engine
 from megatron_mm.grading.answers import exact_match
+from megatron_mm.parallel.platform import get_platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Score:
 
 
 def evaluate_heldout(
-    model_directory: Path, data: str, report: Path, num_questions: int, max_tokens: int, dtype: str
+    model_directory: Path, data: str, report: Path, num_questions: int, max_tokens: int, dtype: str | None
 ) -> list[Score]:
     """Ask `num_questions` of every source in every mode; print a table and write report and responses.
 
@@ -50,7 +51,8 @@ def evaluate_heldout(
         report: JSON file of the scores; the responses go beside it, as .jsonl.
         num_questions: of each source.
         max_tokens: longest response.
-        dtype: that vLLM computes in.
+        dtype: that vLLM computes in; left out, bfloat16 on a GPU, whose attention kernels take no float32, and float32
+            on a CPU.
 
     Raises:
         InputError: no model, no data, or the report cannot be written.
@@ -58,7 +60,8 @@ def evaluate_heldout(
     rules = TileRules.of_directory(model_directory)
     questions = heldout_questions(PreparedData(data), num_questions)
     tokenizer = ChatTokenizer(model_directory)
-    engine = Engine(model_directory, dtype)
+    on_device = get_platform("auto").has_own_memory
+    engine = Engine(model_directory, chosen_dtype(dtype, has_own_memory=on_device), has_own_memory=on_device)
     scores, lines = [], []
     for source, asked in questions.items():
         pictures = [list(one.question.pictures) for one in asked]
@@ -86,6 +89,11 @@ def evaluate_heldout(
     _write(report, scores, lines)
     _print(scores)
     return scores
+
+
+def chosen_dtype(asked_for: str | None, *, has_own_memory: bool) -> str:
+    """Return what vLLM computes in: what was asked for, or else what its kernels are made for on such a device."""
+    return asked_for or ("bfloat16" if has_own_memory else "float32")
 
 
 def heldout_questions(data: PreparedData, num_questions: int) -> dict[str, list[Asked]]:

@@ -195,7 +195,7 @@ class Engine:
             has_own_memory=has_own_memory,
             colocation=colocation,
         )
-        with kept_apart():
+        with kept_apart(has_own_memory=has_own_memory):
             self._llm = LLM(**arguments)
         if colocation is not None:
             keep_process_groups(self._llm)
@@ -314,6 +314,8 @@ class Engine:
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             logprobs=0,
+            # Lists of numbers instead of a dict of objects for each token, in the thread that the engine steps in.
+            flat_logprobs=True,
             # A control token where none belongs is a fault of the response, and tags may be control tokens.
             skip_special_tokens=False,
             # An image token in a response would be taken for a picture; nothing trains the model not to sample it.
@@ -322,6 +324,8 @@ class Engine:
 
 
 def _completion(output: Any) -> Completion:
-    ids = list(output.token_ids)
-    logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+    ids, flat = list(output.token_ids), output.logprobs
+    # The sampled token is the first of each position.
+    assert [flat.token_ids[start] for start in flat.start_indices] == ids
+    logprobs = [flat.logprobs[start] for start in flat.start_indices]
     return Completion(ids, logprobs, output.text, output.finish_reason == "stop")

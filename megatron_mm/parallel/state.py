@@ -76,6 +76,15 @@ def model_parallel(
         parallel_state.destroy_model_parallel()
 
 
+def host_group(timeout_seconds: float = TIMEOUT_SECONDS) -> dist.ProcessGroup:
+    """Return a new group of all ranks that talk through the host's memory, also where the job's own group is NCCL's.
+
+    All ranks ask together.
+    """
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+    return group
+
+
 def without_tensor_parallelism(groups: ProcessGroupCollection) -> ProcessGroupCollection:
     """The same groups, but this rank alone in its tensor-parallel one."""
     alone = copy.copy(groups)

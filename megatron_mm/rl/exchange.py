@@ -14,9 +14,9 @@ from megatron_mm.parallel import state
 from megatron_mm.weights.mapping import Rule
 from megatron_mm.weights.stream import to_hf
 
-# Words of 64 bits that are summed at a time: half a megabyte, so that they stay in a cache.
-_PIECE = 2**16
-# What a piece's sum is multiplied by when the next one is added; any odd number does.
+# Words of 64 bits in a row, half a megabyte; rows and their sums are the same however many are worked on at a time.
+_ROW = 2**16
+# What a row's sum is multiplied by when the next one is added; any odd number does.
 _TURN = 0x9E3779B97F4A7C15 - 2**64
 
 
@@ -46,13 +46,20 @@ class WeightExchange:
         chunks: this rank's part of the trained model.
         table: of all weights.
         engine: takes them.
+        words_at_a_time: see Platform.
 
     Attributes:
         own: cut parameters of which no worker holds more than its rank's trainer does. They are not gathered.
     """
 
-    def __init__(self, chunks: Sequence[VisionLanguageModel], table: Sequence[Rule], engine: Engine):
-        self._chunks, self._table, self._engine = chunks, table, engine
+    def __init__(
+        self,
+        chunks: Sequence[VisionLanguageModel],
+        table: Sequence[Rule],
+        engine: Engine,
+        words_at_a_time: int = _ROW,
+    ):
+        self._chunks, self._table, self._engine, self._words = chunks, table, engine, words_at_a_time
         shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
         self._parts = engine.parts(shapes)
         groups = chunks[0].groups
@@ -76,9 +83,7 @@ class WeightExchange:
                 began = time.monotonic()
                 wanted = [tensor[part.index].to(part.dtype) for part in self._parts[name]]
                 num_bytes += sum(one.nbytes for one in wanted)
-                sent[name] = (
-                    [one.to("cpu", copy=True) for one in wanted] if compare_all else [bit_sum(one) for one in wanted]
-                )
+                sent[name] = [one.to("cpu", copy=True) if compare_all else bit_sum(one, self._words) for one in wanted]
                 noting += time.monotonic() - began
                 yield name, tensor
 
@@ -112,7 +117,7 @@ class WeightExchange:
                 if compare_all:
                     fault = _difference(wanted, held.cpu())
                 else:
-                    fault = "" if torch.equal(bit_sum(held), wanted) else "other bits"
+                    fault = "" if torch.equal(bit_sum(held, self._words), wanted) else "other bits"
                 if fault:
                     place = "" if len(parts) == 1 or not part.multiplies else " as the output matrix"
                     faults.append(f"{name}{place}: {fault}")
@@ -122,27 +127,55 @@ class WeightExchange:
             )
 
 
-def bit_sum(tensor: Tensor) -> Tensor:
-    """A sum over a tensor's bits and places, modulo 2^64, that an exchange of two elements changes as well: int64."""
-    factors, per_word = _factors(tensor.device), 8 // tensor.element_size()
-    total = torch.full((), tensor.numel(), dtype=torch.int64, device=tensor.device)
-    for elements in tensor.flatten().split(_PIECE * per_word):
-        # Minus zero is zero, as packed matrices give it back.
-        elements = elements + 0
+def bit_sum(tensor: Tensor, words_at_a_time: int = _ROW) -> Tensor:
+    """Return a sum over a tensor's bits and places, modulo 2^64, that two exchanged elements change as well.
+
+    Args:
+        tensor: of any shape.
+        words_at_a_time: words of 64 bits that are worked on at a time, one row at least; the sum does not depend on it.
+
+    Returns:
+        int64 scalar on the tensor's device.
+    """
+    device, per_word = tensor.device, 8 // tensor.element_size()
+    total = torch.full((), tensor.numel(), dtype=torch.int64, device=device)
+    flat, row = tensor.flatten(), _ROW * per_word
+    rows_at_a_time = words_at_a_time // _ROW
+    whole = flat.numel() // row * row if rows_at_a_time > 1 else 0
+    if whole:
+        for elements in flat[:whole].split(rows_at_a_time * row):
+            rows = _mixed(elements).view(-1, _ROW).mul_(_factors(device)).sum(1)
+            total = (torch.cat([total.view(1), rows]) * _turns(len(rows), device)).sum()
+        flat = flat[whole:]
+    if not len(flat):
+        return total
+    for elements in flat.split(row):
         if elements.numel() % per_word:
             elements = nn.functional.pad(elements, (0, -elements.numel() % per_word))
-        piece = elements.view(torch.int64)
-        # High bits count below as well, or their products would leave the 64 bits.
-        mixed = (piece >> 32).bitwise_xor_(piece).mul_(factors[: len(piece)])
-        total = total * _TURN + mixed.sum()
+        mixed = _mixed(elements)
+        total = total * _TURN + mixed.mul_(_factors(device)[: len(mixed)]).sum()
     return total
+
+
+def _mixed(elements: Tensor) -> Tensor:
+    """Return the words of elements, of which high bits count below as well, or their products would leave 64 bits."""
+    # Minus zero is zero, as packed matrices give it back.
+    words = (elements + 0).view(torch.int64)
+    return (words >> 32).bitwise_xor_(words)
 
 
 @functools.cache
 def _factors(device: torch.device) -> Tensor:
-    """An odd number for each place of a piece, the same on all ranks."""
+    """Return an odd number for each place of a row, the same on all ranks."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(-(2**62), 2**62, (_PIECE,), generator=generator).mul_(2).add_(1).to(device)
+    return torch.randint(-(2**62), 2**62, (_ROW,), generator=generator).mul_(2).add_(1).to(device)
+
+
+@functools.cache
+def _turns(number: int, device: torch.device) -> Tensor:
+    """Return the powers of _TURN that what came before and so many rows are multiplied by; the last row's is 1."""
+    powers = [pow(_TURN, number - place, 2**64) for place in range(number + 1)]
+    return torch.tensor([power - 2**64 if power >= 2**63 else power for power in powers], device=device)
 
 
 def _difference(wanted: Tensor, held: Tensor) -> str:

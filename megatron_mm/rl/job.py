@@ -25,7 +25,8 @@ from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
 from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.rl.heldout import HeldOut
-from megatron_mm.rl.memory import budget, describe, out_of_the_way
+from megatron_mm.rl.memory import budget, describe
+from megatron_mm.rl.offload import HostCopy, Offload
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report
@@ -33,7 +34,7 @@ from megatron_mm.rl.sampler import Sampler
 from megatron_mm.rl.update import Reference
 from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.guard import Guard
-from megatron_mm.train.loop import train
+from megatron_mm.train.loop import longest_wait, train
 from megatron_mm.train.run import Outcome
 from megatron_mm.weights.export import write_description
 from megatron_mm.weights.stream import dtype_name
@@ -89,7 +90,9 @@ class ReinforceJob:
     def look_at_initial_weights(self, chunks: Sequence[VisionLanguageModel]) -> None:
         """Keep them as the reference."""
         if self.wants_initial_weights:
-            self._reference = Reference(chunks, on_host=self._rl.rollout.offload)
+            is_offloaded = self._rl.rollout.offload and self._platform.has_own_memory
+            self._reference = Reference(chunks, HostCopy(self._platform) if is_offloaded else None)
+            self._platform.synchronize()  # updates change the weights that are being copied
 
     def work(self, trainee: Trainee, guard: Guard, watchdog: Watchdog, warn: Callable[[str], None]) -> Practice:
         """See Job."""
@@ -104,7 +107,8 @@ class ReinforceJob:
             shutil.rmtree(directory, ignore_errors=True)
             write_description(directory, self._config.model, self._tokenizer, dtype)
         dist.barrier()
-        with out_of_the_way(trainee, self._platform, offload=rollout.offload):
+        offload = Offload(trainee, self._platform, is_on=rollout.offload)
+        with offload.away():
             most, cache_bytes = self._config.data.max_sequence_tokens, agreed_cache_bytes(self._config, self._platform)
             engine = Engine(
                 directory,
@@ -126,9 +130,20 @@ class ReinforceJob:
             rl=self._rl,
             platform=self._platform,
             trainee=trainee,
+            offload=offload,
             questions=self._questions,
-            sampler=Sampler(engine, rollout.ranks, self._questions, self._tokenizer, graders, self._config.seed),
-            exchange=WeightExchange(trainee.chunks, model_table(self._config.model), engine),
+            sampler=Sampler(
+                engine,
+                rollout.ranks,
+                self._questions,
+                self._tokenizer,
+                graders,
+                self._config.seed,
+                longest_wait(self._config),
+            ),
+            exchange=WeightExchange(
+                trainee.chunks, model_table(self._config.model), engine, self._platform.words_at_a_time
+            ),
             algorithm=algorithm,
             reference=self._reference,
             guard=guard,

@@ -1,14 +1,10 @@
-"""Trainer and engine in the same memory: what both take, and how they make room for each other."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Trainer and engine in the same memory: what both take."""
 
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.planning.cache import RESERVED_SHARE
 from megatron_mm.planning.rl_memory import PHASES, RLMemory, rl_memory, trainer_memory
 from megatron_mm.planning.rollout import RolloutOptions, memory_loads
-from megatron_mm.train.assemble import Trainee
 
 _GIB = 2**30
 
@@ -47,31 +43,6 @@ def describe(memory: RLMemory, total: int) -> str:
         f"memory of a rank, planned: {', '.join(f'{name} {_size(part)}' for name, part in parts.items())}\n"
         f"  {phases}, of {_size(total)}{advice}"
     )
-
-
-@contextmanager
-def out_of_the_way(trainee: Trainee, platform: Platform, *, offload: bool) -> Iterator[None]:
-    """Within, gradients take no memory and the optimizer's state lies in the host's; neither may be used.
-
-    Args:
-        offload: without it nothing happens.
-    """
-    if not offload:
-        yield
-        return
-    platform.synchronize()
-    for chunk in trainee.ddp:
-        chunk.offload_grad_buffers(synchronize=False, empty_cache=False)
-    if platform.has_own_memory:
-        trainee.optimizer.offload_to_cpu()
-    try:
-        yield
-    finally:
-        if platform.has_own_memory:
-            trainee.optimizer.restore_from_cpu()
-        for chunk in trainee.ddp:
-            chunk.restore_grad_buffers(synchronize=False)
-        platform.synchronize()
 
 
 def _size(num_bytes: float) -> str:

@@ -1,8 +1,8 @@
-"""What a step of reinforcement learning does: draw, grade, credit, update, hand the weights over."""
+"""What a step of reinforcement learning does: bring the engine up to date, draw, grade, credit, update."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,8 @@ from megatron_mm.rl.algorithms import Algorithm, is_flat
 from megatron_mm.rl.exchange import StaleWeightsError, WeightExchange
 from megatron_mm.rl.experience import Rollout, RolloutBatch, micro_batches
 from megatron_mm.rl.heldout import HeldOut
-from megatron_mm.rl.memory import out_of_the_way
 from megatron_mm.rl.objective import response_divergence
+from megatron_mm.rl.offload import Offload
 from megatron_mm.rl.questions import Questions
 from megatron_mm.rl.report import Report, write_rollouts
 from megatron_mm.rl.sampler import Sampler
@@ -40,12 +40,15 @@ class Practice:
         held_out: None where train.validate_every is left out.
         pad: id that fills up.
         warn: takes what the user should know.
+        num_exchanges: weight syncs since the run began or was rolled back.
+        is_stale: whether the engine has other weights than the trainer, or none.
     """
 
     config: RunConfig
     rl: ReinforceConfig
     platform: Platform
     trainee: Trainee
+    offload: Offload
     questions: Questions
     sampler: Sampler
     exchange: WeightExchange
@@ -59,11 +62,12 @@ class Practice:
     pad: int
     warn: Callable[[str], None]
     num_exchanges: int = 0
+    is_stale: bool = True
 
     def begin(self, place: Place) -> None:
         """See Work."""
-        self.num_exchanges = 0
-        self._hand_over(place.step)
+        del place
+        self.num_exchanges, self.is_stale = 0, True
         self.report.restart()
 
     def take_step(self, place: Place, *, is_logged: bool) -> tuple[StepResult, int]:
@@ -82,8 +86,8 @@ class Practice:
         advantages = [self._advantages(part, batches) for part, batches in zip(parts, scored, strict=True)]
         with self._part(place.step, "update"):
             result = self._update(parts, scored, advantages, place.step)
+        self.is_stale = True
         self._keep(place.step + 1, parts, advantages)
-        self._hand_over(place.step + 1)
         self.report.take_in(parts, advantages)
         return result, used
 
@@ -226,22 +230,26 @@ class Practice:
         except OSError as error:
             self.warn(f"the responses of step {step} are not kept: {error}")
 
-    def _hand_over(self, step: int) -> None:
-        compare_all = self.num_exchanges % self.rl.rollout.compare_all_every == 0
-        self.num_exchanges += 1
-        with self._part(step, "exchange"), self._aside():
-            self.report.note_exchange(self.exchange(compare_all=compare_all))
-
     @contextmanager
     def _drawing(self, step: int, name: str, *, keeps_weights: bool = False) -> Iterator[None]:
-        """Within, the engine has the memory; afterwards the trainer."""
-        with self._part(step, name), self._aside():
-            yield
-            self.sampler.rest(keeps_weights=keeps_weights)
+        """Within, the engine has the memory and the trainer's weights; afterwards the trainer has the memory.
 
-    def _aside(self) -> AbstractContextManager[None]:
-        """Within, the trainer makes room where it is to."""
-        return out_of_the_way(self.trainee, self.platform, offload=self.rl.rollout.offload)
+        Weights are synced here and not after the update, so that the trainer makes room once a step, and is whole when
+        a checkpoint is written.
+        """
+        with self.offload.away(lambda: self._part(step, "offload")):
+            if self.is_stale:
+                self._sync_weights(step)
+            with self._part(step, name):
+                yield
+                self.sampler.rest(keeps_weights=keeps_weights)
+
+    def _sync_weights(self, step: int) -> None:
+        compare_all = self.num_exchanges % self.rl.rollout.compare_all_every == 0
+        self.num_exchanges += 1
+        with self._part(step, "exchange"):
+            self.report.note_exchange(self.exchange(compare_all=compare_all))
+        self.is_stale = False
 
     @contextmanager
     def _part(self, step: int, name: str) -> Iterator[None]:

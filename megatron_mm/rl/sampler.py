@@ -42,6 +42,7 @@ class Sampler:
         tokenizer: of the model.
         graders: on the first rank of each engine; None on others.
         seed: of the run.
+        timeout_seconds: longest that ranks wait for each other's responses.
     """
 
     def __init__(
@@ -52,12 +53,16 @@ class Sampler:
         tokenizer: ChatTokenizer,
         graders: Graders | None,
         seed: int,
+        timeout_seconds: float = state.TIMEOUT_SECONDS,
     ):
         self._engine, self._questions, self._graders, self._seed = engine, questions, graders, seed
         self._number, self._is_first = dist.get_rank() // ranks, dist.get_rank() % ranks == 0
         self._triggers = {mode: trigger_ids(mode, tokenizer) for mode in Mode}
         self._num_engines = dist.get_world_size() // ranks
         self._num_asked = self._num_left_out = 0
+        # Through NCCL's group the pickled responses, a gigabyte of them, would pass through every GPU's memory, which
+        # the engine has just then.
+        self._group = state.host_group(timeout_seconds)
 
     def draw(
         self,
@@ -93,7 +98,8 @@ class Sampler:
         turns = _turns(rows)
         drawn = self._draw([(rows[number], turns[number]) for number in mine], modes_of, sampling, data_step)
         gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, list(zip(mine, drawn, strict=True)) if self._is_first else [])
+        responses = list(zip(mine, drawn, strict=True)) if self._is_first else []
+        dist.all_gather_object(gathered, responses, group=self._group)
         found = dict(group for of_rank in gathered for group in of_rank)
         return self._usable([found[number] for number in range(len(rows))], is_counted)
 

@@ -14,6 +14,7 @@ from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel.platform import to_device
 from megatron_mm.rl.experience import RolloutBatch
 from megatron_mm.rl.objective import chances, policy_terms
+from megatron_mm.rl.offload import HostCopy
 from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.step import forward_backward
 
@@ -94,22 +95,35 @@ class Reference:
     """The weights that a run began with, to be put in place of the policy's for a while.
 
     Args:
-        on_host: keep them in the host's memory as long as they are not in place.
+        chunks: hold them now.
+        host: keeps them as long as they are not in place; left out, they stay in the device's memory.
     """
 
-    def __init__(self, chunks: Sequence[VisionLanguageModel], *, on_host: bool = False):
+    def __init__(self, chunks: Sequence[VisionLanguageModel], host: HostCopy | None = None):
         self._parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-        copies = (torch.empty_like(one, device="cpu" if on_host else None) for one in self._parameters)
-        self._weights = [copy.copy_(one.detach()) for copy, one in zip(copies, self._parameters, strict=True)]
+        self._host, self._weights = host, list[Tensor]()
+        if host is None:
+            self._weights = [parameter.detach().clone() for parameter in self._parameters]
+        else:
+            host.write([_flat_bytes(parameter.detach().contiguous()) for parameter in self._parameters])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the model computes with them; nothing may learn."""
         held = [parameter.data for parameter in self._parameters]
-        for parameter, weight in zip(self._parameters, self._weights, strict=True):
-            parameter.data = weight.to(parameter.device)
+        weights = self._weights
+        if self._host is not None:
+            weights = [torch.empty_like(data, memory_format=torch.contiguous_format) for data in held]
+            self._host.read([_flat_bytes(weight) for weight in weights])
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            parameter.data = weight
         try:
             yield
         finally:
             for parameter, data in zip(self._parameters, held, strict=True):
                 parameter.data = data
+
+
+def _flat_bytes(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor as flat uint8."""
+    return tensor.view(-1).view(torch.uint8)

@@ -80,7 +80,7 @@ def train(config: RunConfig, make_job: MakeJob = LearningJob) -> Outcome:
     platform = get_platform(config.platform)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
-        timeout = _longest_wait(config)
+        timeout = longest_wait(config)
         stack.enter_context(state.process_group(platform, timeout))
         watchdog = stack.enter_context(watch(config.guard.hang_seconds))
         if state.writes():
@@ -94,7 +94,7 @@ def train(config: RunConfig, make_job: MakeJob = LearningJob) -> Outcome:
             run.telemetry.close()
 
 
-def _longest_wait(config: RunConfig) -> float:
+def longest_wait(config: RunConfig) -> float:
     """Seconds after which a collective gives up, unlike the watchdog without a word of which rank hangs where."""
     return max(state.TIMEOUT_SECONDS, config.guard.hang_seconds + _LONGER_THAN_WATCHDOG)
 
@@ -121,7 +121,7 @@ def _begin(
         if initial is not None:
             load_initial(config, initial, chunks)
     job.look_at_initial_weights(chunks)
-    saver = Saver(config.run_dir, config.checkpoint, _longest_wait(config))
+    saver = Saver(config.run_dir, config.checkpoint, longest_wait(config))
     trainee = build_trainee(config, chunks, groups, overlap=platform.overlaps_collectives)
     guard, place = Guard(config.guard, job.spike_sigma), Place(0, 0)
     progress = None if checkpoint is None else store.resume(checkpoint, chunks, trainee.optimizer)

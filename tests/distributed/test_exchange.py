@@ -1,16 +1,20 @@
 """The engine computes with the trainer's weights, whatever the layouts, and what did not arrive is named."""
 
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from megatron_mm.chat.render import Prompt
 from megatron_mm.chat.tokenizer import IMAGE, ChatTokenizer
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.generation.engine import Colocation, Engine
+from megatron_mm.generation.engine import Colocation, Engine, Sampling
 from megatron_mm.models.vlm import VisionLanguageModel, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
@@ -93,13 +97,21 @@ def test_every_layout_hands_its_weights_over(description: Path, num_ranks: int, 
             assert names == _cut(config)
 
 
+def _generators() -> tuple[Any, ...]:
+    """State of the random generators that all of this process shares."""
+    of_numpy: Any = np.random.get_state()
+    return random.getstate(), of_numpy[1].tolist(), torch.get_rng_state().tolist()
+
+
 def _answers_after_rests(config: RunConfig, directory: Path) -> list[list[list[int]]]:
     """Answers of an engine that was awake, that rested with its weights, and that got others. Runs on every rank."""
     platform, tokenizer, answers, woken = get_platform("cpu"), ChatTokenizer(directory), [], []
     prompts, pictures = rendered(directory), [question.pictures for question in questions()]
     with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        engine = Engine(directory, "float32", colocation=Colocation(1))
+        generators = _generators()
+        engine = Engine(directory, "float32", seed=5, colocation=Colocation(1))
+        assert _generators() == generators
         exchange, wake_up = WeightExchange(chunks, model_table(config.model), engine), engine._llm.wake_up
         engine._llm.wake_up = lambda tags=None: woken.append(tags) or wake_up(tags)
         with pytest.raises(RuntimeError, match="load some first"):
@@ -123,7 +135,27 @@ def _answers_after_rests(config: RunConfig, directory: Path) -> list[list[list[i
         engine.rest(keeps_weights=True)
         answers.append([one.ids for one in engine.generate(prompts, pictures, max_tokens=4)])
         assert woken[5:] == [["weights", "kv_cache"]]
+        exchange()
+        _assert_flat_logprobs_are_the_usual_ones(engine, prompts, pictures, exchange)
     return answers
+
+
+def _assert_flat_logprobs_are_the_usual_ones(
+    engine: Engine, prompts: list[Prompt], pictures: list[Any], exchange: WeightExchange
+) -> None:
+    generate, asked = engine._llm.generate, list[Any]()
+    engine._llm.generate = lambda *arguments, **keywords: asked.append(arguments) or generate(*arguments, **keywords)
+    ours = engine.sample(prompts[:3], pictures[:3], [Sampling(8, 1.0, count=2, seed=3)] * 3)
+    exchange()  # empties the caches, by which the sums would be made in another order
+    requests, parameters = asked[0]
+    for one in parameters:
+        one.flat_logprobs = False
+    for completions, output in zip(ours, generate(requests, parameters, use_tqdm=False), strict=True):
+        for completion, usual in zip(completions, output.outputs, strict=True):
+            assert completion.ids == list(usual.token_ids)
+            assert len(completion.ids) == 8
+            values = [step[token].logprob for step, token in zip(usual.logprobs or [], usual.token_ids, strict=True)]
+            assert completion.logprobs == values
 
 
 def test_an_engine_that_rested_answers_as_before(description: Path) -> None:
@@ -209,10 +241,13 @@ def test_the_sum_of_bits_sees_what_a_plain_sum_does_not() -> None:
     sums = {int(bit_sum(one)) for one in (values, turned, values.T, -values, values.bfloat16())}
     assert len(sums) == 5
     assert bit_sum(torch.tensor([-0.0])) == bit_sum(torch.tensor([0.0]))
-    large = torch.randn(2**19 + 7, generator=generator)  # several pieces
-    # Elements and rows of 8 exchanged, at any distance: also at the same place of two pieces that are summed apart.
+    large = torch.randn(2**19 + 7, generator=generator)  # several rows of 2^16 words, and a part of one
+    for one in (large, large[: 2**18], large.bfloat16(), values):
+        assert len({int(bit_sum(one, words)) for words in (2**16, 2**17, 3 * 2**16, 2**23)}) == 1
+    # Elements and rows of 8 exchanged, at any distance: also at the same place of two rows that are summed apart.
     for rows in (large[:, None], large[: 2**19].view(-1, 8)):
         for place in (-1, *(2**power for power in range(len(rows).bit_length() - 1))):
             moved = rows.clone()
             moved[[0, place]] = moved[[place, 0]]
             assert bit_sum(rows) != bit_sum(moved), (rows.shape, place)
+            assert bit_sum(rows, 2**23) != bit_sum(moved, 2**23), (rows.shape, place)

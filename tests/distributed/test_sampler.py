@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch.distributed as dist
 
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Prompt
@@ -46,8 +47,15 @@ def _drawn(config: RunConfig) -> tuple[list[tuple[int, Sampling]], list[list[tup
     with state.process_group(platform), state.model_parallel(config.parallel, 0):
         questions, engine = Questions(config, data, data.tokenizer()), _Engine()
         sampler = Sampler(cast(Engine, engine), 1, questions, data.tokenizer(), None, 0)
+        gather, through = dist.all_gather_object, list[Any]()
+        dist.all_gather_object = lambda found, mine, group=None: through.append(group) or gather(found, mine, group)
         groups = sampler.draw(questions.rows(0), MODES, Sampling(64, 1.0), 0)
-        asked = [(len(prompt.ids), sampling) for prompt, sampling in engine.asked]
+        num_asked = len(engine.asked)
+        # A group of its own, and the same one every time: the job's may be NCCL's.
+        sampler.draw(questions.rows(1), MODES, Sampling(64, 1.0), 1)
+        assert through == [sampler._group] * 2
+        assert dist.get_backend(sampler._group) == "gloo"
+        asked = [(len(prompt.ids), sampling) for prompt, sampling in engine.asked[:num_asked]]
         return asked, [[(one.row, one.mode, one.drawn[0]) for one in group] for group in groups]
 
 

@@ -19,7 +19,7 @@ from megatron_mm.grading.rewards import Grade
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.rl.experience import Rollout, RolloutBatch, Wording, micro_batches
-from megatron_mm.rl.memory import out_of_the_way
+from megatron_mm.rl.offload import HostCopy, Offload
 from megatron_mm.rl.update import PolicyLoss, Reference, score, with_values
 from megatron_mm.train.assemble import Trainee
 from megatron_mm.train.step import forward_backward, train_step
@@ -190,9 +190,12 @@ def _with_room_made(
 ) -> list[list[torch.Tensor]]:
     """Weights after one update, and after two with nothing between them or room made for an engine."""
     platform, tokenizer, found = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
+    device = get_platform("cpu")
+    device.has_own_memory = True
     with state.process_group(platform):
         for updates, makes_room in ((1, False), (2, False), (2, True)):
             for _, trainee in trainees(platform, [config], tokenizer, tensors):
+                room = Offload(trainee, device, is_on=True)
                 for _ in range(updates):
                     batches = _batches(config, OBJECTIVES["GRPO"], trainee, tokenizer)
                     batches = with_values(batches, old=score(trainee, batches, platform.device()))
@@ -200,8 +203,14 @@ def _with_room_made(
                     train_step(trainee, batches, platform.device(), PolicyLoss(OBJECTIVES["GRPO"], tokens))
                     if makes_room:
                         (ddp,) = cast(list[Any], trainee.ddp)
-                        with out_of_the_way(trainee, platform, offload=True):
+                        optimizers = cast(Any, trainee.optimizer).chained_optimizers
+                        states = [value for one in optimizers for value in one.optimizer.state.values()]
+                        assert states
+                        with room.away():
                             assert [one.grad_data.untyped_storage().size() for one in ddp.buffers] == [0]
+                            assert {one["exp_avg"].untyped_storage().size() for one in states} == {0}
+                            masters = (p for one in optimizers for g in one.optimizer.param_groups for p in g["params"])
+                            assert {parameter.untyped_storage().size() for parameter in masters} == {0}
                 found.append([parameter.detach().clone() for parameter in trainee.chunks[0].parameters()])
     return found
 
@@ -219,17 +228,20 @@ def _scored(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_direc
     platform, tokenizer, differences = get_platform("cpu"), ChatTokenizer(tokenizer_directory), []
     with state.process_group(platform):
         for _, trainee in trainees(platform, [config], tokenizer, tensors):
-            reference, objective = Reference(trainee.chunks), OBJECTIVES["GRPO"]
+            references = Reference(trainee.chunks), Reference(trainee.chunks, HostCopy(platform))
+            objective = OBJECTIVES["GRPO"]
             batches = _batches(config, objective, trainee, tokenizer)
             before = torch.cat(score(trainee, batches, platform.device()))
             with torch.no_grad():
                 for parameter in trainee.chunks[0].parameters():
                     parameter.mul_(1.1)
             after = torch.cat(score(trainee, batches, platform.device()))
-            with reference.in_place():
-                of_reference = torch.cat(score(trainee, batches, platform.device()))
+            of_references = []
+            for reference in references:
+                with reference.in_place():
+                    of_references.append(torch.cat(score(trainee, batches, platform.device())))
             again = torch.cat(score(trainee, batches, platform.device()))
-            pairs = (of_reference, before), (after, before), (again, after)
+            pairs = *((one, before) for one in of_references), (after, before), (again, after)
             differences = [float((one - other).abs().max()) for one, other in pairs]
     return differences
 
@@ -237,8 +249,8 @@ def _scored(config: RunConfig, tensors: dict[str, torch.Tensor], tokenizer_direc
 def test_the_reference_stays_what_it_was(digits: Path) -> None:
     config = layout(**TP2)
     tensors = r4b_tensors(config, *reference_models(config))
-    for of_reference, changed, again in run_on_ranks(_scored, 2, config, tensors, digits / TOKENIZER):
-        assert of_reference == 0
+    for of_reference, of_hosts, changed, again in run_on_ranks(_scored, 2, config, tensors, digits / TOKENIZER):
+        assert of_reference == of_hosts == 0
         assert changed > 0.01
         assert again == 0
 

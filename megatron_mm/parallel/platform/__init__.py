@@ -14,6 +14,8 @@ class Platform(Protocol):
     distributed_backend: str
     layer_backend: str
     """Which layer implementation models/specs.py picks: "te" or "local"."""
+    words_at_a_time: int
+    """Words of 64 bits that a sum over many is best made of at a time: few stay in a cache, many are few kernels."""
     has_own_memory: bool
     """Whether the device's memory is another one than the host's; an engine in this process can give it back then."""
     overlaps_collectives: bool
@@ -53,6 +55,10 @@ class Platform(Protocol):
 
     def free_bytes(self) -> int:
         """Return the bytes that this rank could still take of its device's memory, or of the machine's."""
+        ...
+
+    def host_buffer(self, num_bytes: int) -> torch.Tensor:
+        """Return host memory that the device copies to and from without waiting: uint8 [num_bytes], uninitialized."""
         ...
 
     def peak_tflops(self) -> float | None:

@@ -27,6 +27,7 @@ class CpuPlatform:
     name = "cpu"
     distributed_backend = "gloo"
     layer_backend = "local"
+    words_at_a_time = 2**16
     has_own_memory = False
     # Correct over gloo as well, but its threads would take the cores that the backward pass computes on.
     overlaps_collectives = False
@@ -73,6 +74,9 @@ class CpuPlatform:
 
     def free_bytes(self) -> int:
         return _proc_bytes("meminfo", "MemAvailable") // _ranks_here()
+
+    def host_buffer(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def peak_tflops(self) -> float | None:
         return None

@@ -14,6 +14,7 @@ class CudaPlatform:
     name = "cuda"
     distributed_backend = "nccl"
     layer_backend = "te"
+    words_at_a_time = 2**23
     has_own_memory = True
     overlaps_collectives = True
 
@@ -74,6 +75,9 @@ class CudaPlatform:
         # What torch keeps for its next tensors is free too.
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
+
+    def host_buffer(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
     def peak_tflops(self) -> float | None:
         return DENSE_BF16_TFLOPS.get(torch.cuda.get_device_name())

@@ -1,5 +1,7 @@
 """Which responses a step learns from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +11,7 @@ from megatron_mm.config.load import load_config
 from megatron_mm.grading.rewards import Grade
 from megatron_mm.parallel import state
 from megatron_mm.rl.alarm import ModeAlarm
+from megatron_mm.rl.exchange import Exchange
 from megatron_mm.rl.job import make_algorithm
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.report import ROLLOUTS, Report
@@ -23,15 +26,32 @@ class _Rollout:
 
 
 class _World:
-    """Questions, sampler and watchdog of a practice: step s of the plan has questions 10 s, 10 s + 1, ..."""
+    """Questions, sampler, weight sync, room and watchdog of a practice.
+
+    Step s of the plan has questions 10 s, 10 s + 1, ...
+    """
 
     def __init__(self, with_signal: set[int]):
         self._with_signal, self.rests, self.num_asked = with_signal, 0, 0
+        self.events: list[str] = []
+
+    def __call__(self, *, compare_all: bool) -> Exchange:
+        self.events.append("sync, all compared" if compare_all else "sync")
+        return Exchange(1, 1.0, 0.0)
+
+    @contextmanager
+    def away(self, timed: Any) -> Iterator[None]:
+        with timed():
+            self.events.append("trainer leaves")
+        yield
+        with timed():
+            self.events.append("trainer returns")
 
     def rows(self, data_step: int) -> list[int]:
         return [10 * data_step + number for number in range(PROMPTS)]
 
-    def draw(self, rows: list[int], modes: Any, *_: Any) -> list[list[_Rollout]]:
+    def draw(self, rows: list[int], modes: Any, *_: Any, **__: Any) -> list[list[_Rollout]]:
+        self.events.append("draw")
         return [
             [_Rollout(row, float(place == 0 and row in self._with_signal)) for place in range(len(modes))]
             for row in rows
@@ -44,7 +64,7 @@ class _World:
         self.num_asked = state["asked"]
 
     def rest(self, *, keeps_weights: bool) -> None:
-        assert not keeps_weights
+        self.events.append("rest with weights" if keeps_weights else "rest")
         self.rests += 1
 
     def at(self, step: int, what: str) -> None:
@@ -60,9 +80,10 @@ def _practice(max_draws: int, world: Any, alarm: Any = None, warn: Any = None, r
         rl=config.rl,
         platform=nothing,
         trainee=nothing,
+        offload=world,
         questions=world,
         sampler=world,
-        exchange=nothing,
+        exchange=world,
         algorithm=make_algorithm(config.rl),
         reference=None,
         guard=nothing,
@@ -81,7 +102,30 @@ def _drawn(max_draws: int, with_signal: set[int]) -> tuple[list[int], int, dict[
     practice = _practice(max_draws, world)
     groups, used = practice._draw(Place(step=0, data_step=2), practice.rl.stage(0))
     assert world.rests == 1
+    assert world.events.count("sync, all compared") == world.events.count("rest") == 1
     return [cast(_Rollout, group[0]).row for group in groups], used, practice.report.metrics()
+
+
+def test_the_trainer_makes_room_once_a_step_and_weights_are_synced_when_they_changed() -> None:
+    world = _World({1})
+    practice = _practice(1, world)
+    place = Place(step=0, data_step=0)
+
+    def events_of(keeps_weights: bool) -> list[str]:
+        world.events.clear()
+        with practice._drawing(0, "rollout", keeps_weights=keeps_weights):
+            world.draw([], ())
+        assert (world.events[0], world.events[-1]) == ("trainer leaves", "trainer returns")
+        return world.events[1:-1]
+
+    practice.begin(place)
+    assert events_of(False) == ["sync, all compared", "draw", "rest"]
+    practice.is_stale = True  # after an update
+    assert events_of(True) == ["sync", "draw", "rest with weights"]  # held-out questions
+    assert events_of(False) == ["draw", "rest"]
+    practice.begin(place)  # after a roll-back
+    assert events_of(False) == ["sync, all compared", "draw", "rest"]
+    assert {"time/offload", "time/exchange", "time/rollout", "exchange/bytes"} <= practice.report.metrics().keys()
 
 
 def test_the_alarm_goes_on_with_the_run() -> None:
