@@ -1,4 +1,4 @@
-"""Reinforcement learning: sample, grade, credit, update, hand the weights over.
+"""Reinforcement learning: sync the weights, sample, grade, credit, update.
 
 questions.py   the questions of each step
 sampler.py     questions -> graded responses, by engines that share the ranks out
@@ -11,6 +11,7 @@ practice.py    what a step does
 heldout.py     how held-out questions are answered meanwhile
 alarm.py       says when a mode collapses
 memory.py      trainer and engine in the same memory
+offload.py     what the trainer moves out of the device's memory for an engine
 report.py      figures of the steps, and their responses
 job.py         a run
 """
