@@ -283,8 +283,8 @@ def _output(config: RunConfig, load: Load, numbers: Numbers, tokens: LanguageTok
     matrix = width * rows * hidden * ("embeddings" in config.train.trained)
     block = vocab_block(trained, rows)
     if block < rows:
-        # Maxima, sums and means of the tokens are kept (models/blockwise_loss.py). A block's logits are there in fp32 and,
-        # before they are cast, as the product gives them.
+        # Maxima, sums and means of the tokens are kept (models/blockwise_loss.py). A block's logits are there in fp32,
+        # and before they are cast as the product gives them.
         copies = FLOAT_BYTES + (width if width != FLOAT_BYTES else 0)
         stream = (FLOAT_BYTES + width) * hidden * trained if config.train.trained else 0.0
         return kept + 3 * FLOAT_BYTES * trained, gathered + copies * block * trained + stream + matrix
