@@ -14,6 +14,10 @@ from typing import Any
 from megatron_mm.config.errors import BAD_INPUT_CODE, REQUEUE_CODE, InputError
 from megatron_mm.config.load import load_config, to_yaml
 from megatron_mm.config.schema import RunConfig
+from megatron_mm.planning.load import SAMPLES_PER_PACK, TRAINED_SHARE, LoadOptions
+from megatron_mm.planning.report import PlanOptions, plan
+from megatron_mm.planning.rl_report import plan_rl
+from megatron_mm.planning.rollout import RolloutOptions
 
 DTYPES = ("float32", "bfloat16")
 
@@ -100,9 +104,15 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--gpu", required=True, help="which: a100, h100, h200")
     plan.add_argument("--utilisation", type=float, default=0.4, help="share of the peak reached (default %(default)s)")
     plan.add_argument("--memory-share", type=float, default=0.9, help="that tensors may take (default %(default)s)")
-    plan.add_argument("--tiles-per-pack", type=float, help="left out, what is not trained is all pictures")
-    plan.add_argument("--trained-share", type=float, default=0.25, help="of tokens (default %(default)s)")
-    plan.add_argument("--samples-per-pack", type=float, default=8, help="of equal length (default %(default)s)")
+    plan.add_argument("--tiles-per-pack", type=float, help="left out, what is not trained is all images")
+    learning = plan.add_argument_group("supervised training")
+    learning.add_argument("--trained-share", type=float, help=f"of tokens (default {TRAINED_SHARE})")
+    learning.add_argument("--samples-per-pack", type=float, help=f"of equal length (default {SAMPLES_PER_PACK})")
+    drawing = plan.add_argument_group("reinforcement learning")
+    drawing.add_argument("--prompt-tokens", type=float, help="mean, with image features (default: a small image)")
+    drawing.add_argument("--response-tokens", type=float, help="mean (default: a quarter of the longest)")
+    drawing.add_argument("--draw-rate", type=float, help="tokens/s of a GPU (default: by its memory's bandwidth)")
+    drawing.add_argument("--host-memory", type=float, help="GiB of a node (default: a DGX machine's)")
     plan.set_defaults(run=_plan)
 
 
@@ -199,18 +209,33 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from megatron_mm.planning.load import LoadOptions
-    from megatron_mm.planning.report import PlanOptions, plan
-
     config = _config(options)
+    supervised = {"--trained-share": options.trained_share, "--samples-per-pack": options.samples_per_pack}
+    drawing = {
+        "--prompt-tokens": options.prompt_tokens,
+        "--response-tokens": options.response_tokens,
+        "--draw-rate": options.draw_rate,
+        "--host-memory": options.host_memory,
+    }
+    foreign = supervised if config.rl is not None else drawing
+    given = [name for name, value in foreign.items() if value is not None]
+    if given:
+        kind = "reinforcement learning" if config.rl is not None else "supervised training"
+        raise InputError(f"{', '.join(given)} means nothing for recipe {config.recipe}, which is {kind}; leave it out")
+    request = PlanOptions(options.gpu, options.gpus, options.memory_share, options.utilisation)
     if config.rl is not None:
-        raise InputError(
-            f"recipe {config.recipe} draws responses, which `megatron-mm plan` does not count; `megatron-mm rl` says "
-            "at its start what a rank is expected to hold"
+        rollout = RolloutOptions(
+            prompt_tokens=options.prompt_tokens,
+            response_tokens=options.response_tokens,
+            draw_rate=options.draw_rate,
+            host_memory_gib=options.host_memory,
+            tiles_per_pack=options.tiles_per_pack,
         )
-    load = LoadOptions(options.tiles_per_pack, options.trained_share, options.samples_per_pack)
-    request = PlanOptions(options.gpu, options.gpus, load, options.memory_share, options.utilisation)
-    found = plan(config, request)
+        found = plan_rl(config, request, rollout)
+    else:
+        found = plan(
+            config, request, LoadOptions(options.tiles_per_pack, options.trained_share, options.samples_per_pack)
+        )
     print(found.text, end="", flush=True)
     if found.refusal is not None:
         raise InputError(found.refusal)

@@ -172,6 +172,8 @@ EXPERTS: dict[str, object] = {
     "model__language__experts": "{num_experts: 8, experts_per_token: 2, ffn_hidden_size: 256}",
     "model__language__tied_embeddings": "false",
 }
+# Logits of 1,600 tokens are more than the loss makes at once (config/loss_blocks.py), on each of two ranks as well.
+MANY_TOKENS: dict[str, object] = {"model__language__vocab_size": 98304, "model__language__num_layers": 1}
 # Name -> (ranks, overrides, one micro-batch).
 LAYOUTS: dict[str, tuple[int, dict[str, object], Batched]] = {
     "padded, fp32": (1, TWO_SAMPLES, PADDED),
@@ -200,6 +202,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, object], Batched]] = {
     "DP 2, plain optimizer, fp32": (2, {"optim__distributed": "false"}, PACK),
     # Pieces long enough for the fused kernel: of short ones the local layers hold scores, which the plan leaves out.
     "CP 2, bf16": (2, {**BF16, "parallel__context": 2}, Batched((2048,), 4, 400)),
+    "loss in blocks, bf16": (1, {**BF16, **MANY_TOKENS}, Batched((512, 1024, 512), 2, 1600)),
+    "loss in blocks, TP 2 + SP, fp32": (2, {**TP2_SP, **MANY_TOKENS}, Batched((512, 1024, 512), 2, 1600)),
     "experts, EP 2, bf16": (2, {**BF16, **EXPERTS, "parallel__expert": 2}, PACK),
 }
 

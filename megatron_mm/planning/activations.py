@@ -97,6 +97,17 @@ def language_layer_working(
     return gradients + language_layer(language, tokens, tensor, again, learns=learns)
 
 
+def language_layer_forward(language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers) -> float:
+    """Return the most bytes that one layer holds at once in a forward pass of which nothing is kept.
+
+    That is in its MLP: both halves of the first product and what the activation makes of them, next to the residual
+    stream and its norm. The activation that is not fused also holds SiLU of one half.
+    """
+    widths = 3 if not numbers.local else 4
+    mlp = widths * _mlp_width(language, tensor) * tokens.whole
+    return numbers.width_bytes * (mlp + 2 * language.hidden_size * tokens.part)
+
+
 def _attention(
     language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers, *, learns: bool
 ) -> float:
@@ -113,8 +124,8 @@ def _attention(
         if numbers.local and not copied:
             norm -= width * wide  # its input is that view as well
         kept += norm * whole
-    # Sine and cosine, for queries and for keys.
-    kept += 4 * width * dim * tokens.positions
+    # Sine and cosine, for queries and for keys; on GPUs all layers share the angles.
+    kept += 4 * width * dim * tokens.positions * numbers.local
     kept += width * query * whole + width * key * whole
     # Gathered keys and values stand in for the rank's own.
     kept += width * 2 * key * (tokens.keys - whole if tokens.keys > whole else 0)
@@ -128,16 +139,18 @@ def _attention(
 
 
 def _mlp(language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers, *, learns: bool) -> float:
-    """Norm, both halves of the first product, and what the activation makes of them where the second matrix learns."""
+    """Return the bytes that the norm and the MLP of one layer keep."""
     width, hidden = numbers.width_bytes, language.hidden_size
     kept = norm_bytes(numbers, hidden) * tokens.part
     ffn = _mlp_width(language, tensor)
+    # Both halves of the first product, and the input of the second matrix where that learns.
+    copies = 2 + learns
     if language.experts is None:
-        return kept + learns * width * hidden * tokens.part + width * (2 + learns) * ffn * tokens.whole
+        return kept + learns * width * hidden * tokens.part + width * copies * ffn * tokens.whole
     # Each expert's tokens are copied together, and back; the router works in fp32.
-    copies = language.experts.experts_per_token * hidden * tokens.part
+    rows = language.experts.experts_per_token * hidden * tokens.part
     router = FLOAT_BYTES * 3 * language.experts.num_experts * tokens.part
-    return kept + width * (hidden * tokens.part + 2 * copies) + width * (2 + learns) * ffn * tokens.part + router
+    return kept + width * (hidden * tokens.part + 2 * rows) + width * copies * ffn * tokens.part + router
 
 
 def _mlp_width(language: LanguageConfig, tensor: int) -> float:

@@ -10,7 +10,8 @@ _BLOCK_TOKENS = 128
 # What an engine takes of a GPU beside weights and cache, estimated from vLLM 0.26's source and never measured: CUDA
 # graphs of decoding (2 GiB), a pass over 16,384 tokens of prompts (2 GiB), and fp32 logits of 256 sequences with the
 # copies that sampling makes of them (1 GiB).
-ENGINE_WORKING_BYTES = 5 * _GIB
+GRAPH_BYTES = 2 * _GIB
+ENGINE_WORKING_BYTES = GRAPH_BYTES + 3 * _GIB
 # Share of a GPU that is left to NCCL, whose communicators are made when they are first needed, to libraries'
 # workspaces, and to what is lost between blocks. An estimate too.
 RESERVED_SHARE = 0.05
@@ -24,11 +25,15 @@ def sequence_cache_bytes(config: RunConfig) -> int:
 
     vLLM refuses to start with less.
     """
+    return cache_token_bytes(config) * -(-config.data.max_sequence_tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+
+
+def cache_token_bytes(config: RunConfig) -> int:
+    """Return the bytes of one token's keys and values on a rank of an engine; more ranks than heads repeat heads."""
     assert config.rl is not None
     language = config.model.language
     heads = max(1, language.num_kv_heads // config.rl.rollout.ranks)
-    tokens = -(-config.data.max_sequence_tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
-    return 2 * language.num_layers * heads * language.head_dim * weight_bytes(config) * tokens
+    return 2 * language.num_layers * heads * language.head_dim * weight_bytes(config)
 
 
 def engine_weight_bytes(config: RunConfig) -> float:
@@ -59,3 +64,19 @@ def auto_cache_bytes(config: RunConfig, free: float, total: float, *, has_own_me
         room = min(room, max(sequence, min(HOST_SHARE * room, HOST_LIMIT_BYTES)))
     # vLLM keeps one block for itself.
     return int(min(room, (config.rl.rollout.max_sequences + 1) * sequence))
+
+
+def cache_fault(config: RunConfig, cache_bytes: int) -> str | None:
+    """Return why vLLM would not start with a cache of this size, None if it would."""
+    assert config.rl is not None
+    needed, rollout = sequence_cache_bytes(config), config.rl.rollout
+    if cache_bytes >= needed:
+        return None
+    is_auto = rollout.cache_bytes is None
+    leaves = f", which leaves {max(0, cache_bytes) / _GIB:.3g} GiB here and" if is_auto else ""
+    return (
+        f"rl.rollout.cache_gib={rollout.cache_gib}{leaves} holds no sequence of "
+        f"data.max_sequence_tokens={config.data.max_sequence_tokens}, which takes {needed / _GIB:.3g}; "
+        f"{'set rl.rollout.offload=true' if is_auto else 'raise it'}, lower data.max_sequence_tokens, or raise "
+        "rl.rollout.ranks"
+    )

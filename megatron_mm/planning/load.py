@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 
+# What is assumed of a sequence in supervised training.
+TRAINED_SHARE, SAMPLES_PER_PACK = 0.25, 8
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -41,13 +44,13 @@ class LoadOptions:
 
     Attributes:
         tiles_per_pack: left out, as many as give the tokens that are not trained, at most data.max_pack_tiles.
-        trained_share: of a sequence's tokens that have a loss.
-        samples_per_pack: samples of equal length that a pack is made of.
+        trained_share: of a sequence's tokens that have a loss; left out, TRAINED_SHARE.
+        samples_per_pack: samples of equal length that a pack is made of; left out, SAMPLES_PER_PACK.
     """
 
     tiles_per_pack: float | None = None
-    trained_share: float = 0.25
-    samples_per_pack: float = 8
+    trained_share: float | None = None
+    samples_per_pack: float | None = None
 
 
 def assumed_load(config: RunConfig, options: LoadOptions) -> Load:
@@ -56,17 +59,19 @@ def assumed_load(config: RunConfig, options: LoadOptions) -> Load:
     Raises:
         InputError: a share or number is out of its range.
     """
-    if not 0 < options.trained_share <= 1:
-        raise InputError(f"--trained-share {options.trained_share} is not above 0 and at most 1")
-    if options.samples_per_pack < 1:
-        raise InputError(f"--samples-per-pack {options.samples_per_pack} is below 1")
+    trained_share = TRAINED_SHARE if options.trained_share is None else options.trained_share
+    samples_per_pack = SAMPLES_PER_PACK if options.samples_per_pack is None else options.samples_per_pack
+    if not 0 < trained_share <= 1:
+        raise InputError(f"--trained-share {trained_share} is not above 0 and at most 1")
+    if samples_per_pack < 1:
+        raise InputError(f"--samples-per-pack {samples_per_pack} is below 1")
     if options.tiles_per_pack is not None and options.tiles_per_pack < 0:
         raise InputError(f"--tiles-per-pack {options.tiles_per_pack} is below 0")
     tokens = config.data.max_sequence_tokens
-    num_samples = options.samples_per_pack if config.data.packed else 1
+    num_samples = samples_per_pack if config.data.packed else 1
     tiles = options.tiles_per_pack
     if tiles is None:
-        tiles = (1 - options.trained_share) * tokens // config.model.vision.patches_per_tile
+        tiles = (1 - trained_share) * tokens // config.model.vision.patches_per_tile
         if config.data.max_pack_tiles is not None:
             tiles = min(tiles, config.data.max_pack_tiles)
-    return Load(tokens, tokens**2 / num_samples, num_samples, tiles, options.trained_share * tokens)
+    return Load(tokens, tokens**2 / num_samples, num_samples, tiles, trained_share * tokens)

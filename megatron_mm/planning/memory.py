@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from megatron_mm.config.layout import pipeline_split, tile_multiple
+from megatron_mm.config.loss_blocks import vocab_block
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.planning.activations import (
     FLOAT_BYTES,
@@ -10,6 +11,7 @@ from megatron_mm.planning.activations import (
     LanguageTokens,
     Numbers,
     language_layer,
+    language_layer_forward,
     language_layer_working,
     vision_layer,
     vision_layer_forward,
@@ -69,7 +71,7 @@ def worst_memory(config: RunConfig, num_ranks: int, load: Load, backend: Backend
 
 
 def stage_memory(config: RunConfig, num_ranks: int, load: Load, backend: Backend, stage: int) -> Memory:
-    """Of a rank of pipeline stage `stage`.
+    """Of a rank of pipeline stage `stage`; where nothing is trained, of a forward pass that keeps nothing.
 
     Args:
         load: of one sequence.
@@ -156,7 +158,7 @@ class _Sizes:
         working = (
             language_layer_working(language, tokens, parallel.tensor, numbers, learns=learns)
             if passes_back
-            else 2 * stream
+            else language_layer_forward(language, tokens, parallel.tensor, numbers)
         )
         vision = _vision(config, load, numbers) if first else (0.0, 0.0, 0.0)
         output = _output(config, load, numbers, tokens) if last else (0.0, 0.0)
@@ -268,20 +270,27 @@ def _vision(config: RunConfig, load: Load, numbers: Numbers) -> tuple[float, flo
 
 
 def _output(config: RunConfig, load: Load, numbers: Numbers, tokens: LanguageTokens) -> tuple[float, float]:
-    """Kept for the loss of a micro-batch, and what its backward pass has at most beside it."""
+    """Kept for the loss of a micro-batch, and what its passes have at most beside it."""
     parallel, language, width = config.parallel, config.model.language, numbers.width_bytes
-    hidden, rows = language.hidden_size, language.padded_vocab_size / parallel.tensor
+    hidden, rows = language.hidden_size, language.padded_vocab_size // parallel.tensor
     trained = load.trained_tokens / parallel.context
-    kept = width * hidden * tokens.part + width * hidden * trained + FLOAT_BYTES * rows * trained
-    learns = "embeddings" in config.train.trained
+    kept = width * hidden * tokens.part + width * hidden * trained
+    gathered = width * hidden * tokens.whole if parallel.sequence else 0.0
+    # The gradient of the output layer's matrix.
+    matrix = width * rows * hidden * ("embeddings" in config.train.trained)
+    block = vocab_block(trained, rows)
+    if block < rows:
+        # Maxima, sums and means of the tokens are kept (models/blockwise_loss.py). A block's logits are there in fp32,
+        # and before they are cast as the product gives them.
+        copies = FLOAT_BYTES + (width if width != FLOAT_BYTES else 0)
+        stream = (FLOAT_BYTES + width) * hidden * trained if config.train.trained else 0.0
+        return kept + 3 * FLOAT_BYTES * trained, gathered + copies * block * trained + stream + matrix
+    softmax = FLOAT_BYTES * rows * trained
     logits = width * rows * trained if width != FLOAT_BYTES else 0.0
     # Where the vocabulary is padded, the gradient of the logits is copied to set that of the padding to zero.
     padding = width * rows * trained if language.padded_vocab_size != language.vocab_size else 0.0
-    cast = max(logits, padding)
     # Past the cast, the fp32 softmax is let go, and the matrix' own gradient is made.
-    matrix = learns * width * rows * hidden
-    gathered = width * hidden * tokens.whole if parallel.sequence else 0.0
-    return kept, gathered + max(cast, matrix - (FLOAT_BYTES * rows * trained if logits else 0.0))
+    return kept + softmax, gathered + max(logits, padding, matrix - (softmax if logits else 0.0))
 
 
 def _largest_matrix(config: RunConfig) -> float:

@@ -16,6 +16,20 @@ CHUNKS = (1, 2, 3, 4)
 MICRO_BATCHES = (1, 2, 4)
 RECOMPUTE = ("none", "selective", "full")
 
+Settings = dict[str, object]
+# Of what a layout is made of; a micro-batch has none.
+_DEFAULTS: Settings = {
+    "parallel.tensor": 1,
+    "parallel.sequence": False,
+    "model.vision.parallel": "tensor",
+    "parallel.context": 1,
+    "parallel.expert": 1,
+    "parallel.pipeline": 1,
+    "parallel.virtual_pipeline": 1,
+    "parallel.pipeline_layers": None,
+    "train.recompute": "none",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -63,7 +77,7 @@ def proposals(config: RunConfig, machine: Machine, load: Load, number: int) -> l
     """Up to `number` layouts that fit, the fastest first; what the config says beside the layout stays."""
     timed = [
         (step_time(layout, machine.num_gpus, machine.gpu, load, machine.utilisation).seconds, place, layout)
-        for place, layout in enumerate(_layouts(config))
+        for place, layout in enumerate(layouts(config))
         if not layout_faults(layout, machine.num_gpus)
     ]
     found: dict[tuple[object, ...], Candidate] = {}
@@ -78,7 +92,7 @@ def proposals(config: RunConfig, machine: Machine, load: Load, number: int) -> l
     return list(found.values())
 
 
-def _layouts(config: RunConfig) -> Iterator[RunConfig]:
+def layouts(config: RunConfig) -> Iterator[RunConfig]:
     """All that are tried, whether they can be or not; the simplest first."""
     experts = config.model.language.experts is not None
     degrees = [degree for degree in DEGREES if degree <= GPUS_PER_NODE]
@@ -116,18 +130,44 @@ def _layouts(config: RunConfig) -> Iterator[RunConfig]:
         )
 
 
-def overrides(config: RunConfig) -> str:
-    """A layout as the command line takes it; what is the schema's default is left out."""
+def overrides(config: RunConfig, recipe: RunConfig) -> str:
+    """Return the settings of a layout as the command line takes them after the recipe.
+
+    What is the schema's default and what the recipe says as well is left out.
+
+    Args:
+        config: the recipe with another layout, or the same.
+        recipe: the recipe.
+    """
+    return as_overrides(_layout_settings(config), _layout_settings(recipe), _DEFAULTS)
+
+
+def as_overrides(settings: Settings, of_recipe: Settings, defaults: Settings) -> str:
+    """Return settings as the command line takes them, but for those that are both the default and the recipe's."""
+    return " ".join(
+        f"{name}={_as_yaml(value)}"
+        for name, value in settings.items()
+        if value != of_recipe[name] or value != defaults.get(name)
+    )
+
+
+def _layout_settings(config: RunConfig) -> Settings:
     parallel = config.parallel
-    given = {
-        "parallel.tensor": (parallel.tensor, 1),
-        "parallel.sequence": (str(parallel.sequence).lower(), "false"),
-        "model.vision.parallel": (config.model.vision.parallel, "tensor"),
-        "parallel.context": (parallel.context, 1),
-        "parallel.expert": (parallel.expert, 1),
-        "parallel.pipeline": (parallel.pipeline, 1),
-        "parallel.virtual_pipeline": (parallel.virtual_pipeline, 1),
-        "train.recompute": (config.train.recompute, "none"),
-        "train.micro_batch": (config.train.micro_batch, None),
+    return {
+        "parallel.tensor": parallel.tensor,
+        "parallel.sequence": parallel.sequence,
+        "model.vision.parallel": config.model.vision.parallel,
+        "parallel.context": parallel.context,
+        "parallel.expert": parallel.expert,
+        "parallel.pipeline": parallel.pipeline,
+        "parallel.virtual_pipeline": parallel.virtual_pipeline,
+        "parallel.pipeline_layers": parallel.pipeline_layers,
+        "train.recompute": config.train.recompute,
+        "train.micro_batch": config.train.micro_batch,
     }
-    return " ".join(f"{name}={value}" for name, (value, default) in given.items() if value != default)
+
+
+def _as_yaml(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value) if isinstance(value, tuple) else value).replace(" ", "")

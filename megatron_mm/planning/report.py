@@ -15,7 +15,7 @@ from megatron_mm.planning.traffic import LINK_EFFICIENCY, num_micro_batches
 
 NUM_PROPOSALS = 5
 SECONDS_PER_HOUR = 3600
-_PARTS = {
+COMPONENTS = {
     "weights": "weights",
     "gradients": "gradients, fp32",
     "optimizer": "optimizer's state",
@@ -38,7 +38,6 @@ class PlanOptions:
 
     gpu: str
     num_gpus: int
-    load: LoadOptions
     memory_share: float
     utilisation: float
 
@@ -51,27 +50,28 @@ class Plan:
     refusal: str | None
 
 
-def plan(config: RunConfig, options: PlanOptions) -> Plan:
-    """Everything about a run on so many GPUs.
+def plan(config: RunConfig, options: PlanOptions, load_options: LoadOptions) -> Plan:
+    """Everything about a run of supervised training on so many GPUs.
 
     Raises:
         InputError: an option is out of its range, or no such GPU is known.
     """
-    _check(options)
+    check_options(options)
     machine = Machine(find_gpu(options.gpu), options.num_gpus, options.memory_share, options.utilisation)
-    load = assumed_load(config, options.load)
+    load = assumed_load(config, load_options)
     faults = layout_faults(config, options.num_gpus)
     given = None if faults else assess(config, machine, load)
     found = proposals(config, machine, load, NUM_PROPOSALS)
-    lines = [f"{config.recipe} on {machine.num_gpus} {machine.gpu.name}", "", *_parameters(config)]
+    lines = [f"{config.recipe} on {machine.num_gpus} {machine.gpu.name}", "", *describe_parameters(config)]
     if given is not None:
         lines += ["", *_memory(given, machine), "", *_time(given, machine), "", *_traffic(given, machine)]
-    lines += ["", *_proposals(found), "", "Assumed"]
+    lines += ["", *_proposals(found, config), "", "Assumed"]
     lines += [f"  - {line}" for line in _assumptions(config, machine, load)]
     return Plan("\n".join(lines) + "\n", _refusal(config, machine, faults, given, found))
 
 
-def _check(options: PlanOptions) -> None:
+def check_options(options: PlanOptions) -> None:
+    """Raise `InputError` if an option is out of its range."""
     for name, share in (("--utilisation", options.utilisation), ("--memory-share", options.memory_share)):
         if not 0 < share <= 1:
             raise InputError(f"{name} {share} is not above 0 and at most 1")
@@ -83,7 +83,7 @@ def _refusal(
     config: RunConfig, machine: Machine, faults: list[str], given: Candidate | None, found: list[Candidate]
 ) -> str | None:
     """One message: what is wrong, by how much, and the fastest layout without it."""
-    instead = f"the fastest layout that fits: {overrides(found[0].config)}" if found else "no layout tried fits"
+    instead = f"the fastest layout that fits: {overrides(found[0].config, config)}" if found else "no layout tried fits"
     if faults:
         return "\n".join([f"recipe {config.recipe} cannot run on {machine.num_gpus} ranks:", *faults, instead])
     assert given is not None
@@ -93,13 +93,14 @@ def _refusal(
     part = memory.largest_part
     return (
         f"recipe {config.recipe} does not fit {machine.gpu.name}: a rank of pipeline stage {given.stage} needs "
-        f"{_gib(memory.total)} GiB, {_gib(memory.total - machine.usable_bytes)} more than the "
-        f"{_gib(machine.usable_bytes)} that it may take; the largest part is {_PARTS[part]}, "
-        f"{_gib(getattr(memory, part))} GiB; {instead}"
+        f"{gib(memory.total)} GiB, {gib(memory.total - machine.usable_bytes)} more than the "
+        f"{gib(machine.usable_bytes)} that it may take; the largest part is {COMPONENTS[part]}, "
+        f"{gib(getattr(memory, part))} GiB; {instead}"
     )
 
 
-def _parameters(config: RunConfig) -> Iterator[str]:
+def describe_parameters(config: RunConfig) -> Iterator[str]:
+    """Yield the number of parameters of each module, and whether it learns."""
     counts = model_parameters(config.model)
     yield "Parameters"
     for module, number in counts.items():
@@ -112,15 +113,15 @@ def _memory(given: Candidate, machine: Machine) -> Iterator[str]:
     config, memory = given.config, given.memory
     parallel = config.parallel
     ranks = machine.num_gpus // parallel.model_ranks
-    yield f"Layout: {overrides(config)}, data-parallel {ranks}"
+    yield f"Layout: {overrides(config, config)}, data-parallel {ranks}"
     if parallel.num_chunks > 1:
         yield f"  language layers of each pipeline chunk: {', '.join(map(str, pipeline_split(config)))}"
     stage = f" of pipeline stage {given.stage}, the fullest" if parallel.pipeline > 1 else ""
     yield f"Memory of a rank{stage}, GiB"
     for field in fields(Memory):
-        yield f"  {_PARTS[field.name]:<36}{_gib(getattr(memory, field.name)):>10}"
+        yield f"  {COMPONENTS[field.name]:<36}{gib(getattr(memory, field.name)):>10}"
     verdict = "fits" if memory.total <= machine.usable_bytes else "DOES NOT FIT"
-    yield f"  {'in all':<36}{_gib(memory.total):>10}  of {_gib(machine.usable_bytes)} that it may take: {verdict}"
+    yield f"  {'in all':<36}{gib(memory.total):>10}  of {gib(machine.usable_bytes)} that it may take: {verdict}"
 
 
 def _time(given: Candidate, machine: Machine) -> Iterator[str]:
@@ -134,7 +135,7 @@ def _time(given: Candidate, machine: Machine) -> Iterator[str]:
     yield f"  {'done twice':<36}{time.recomputed_flops / 1e15:>10,.0f} PFLOP"
     yield f"  {'computing':<36}{time.compute_seconds:>10.2f} s"
     yield f"  {'pipeline bubble':<36}{time.bubble_seconds:>10.2f} s, {time.bubble_share:.1%} of the pipeline's time"
-    yield f"  {'sending':<36}{time.traffic_seconds:>10.2f} s, none of it while computing"
+    yield f"  {'sending':<36}{time.traffic_seconds:>10.2f} s, {time.hidden_seconds:.2f} s of it while computing"
     yield f"  {'in all':<36}{seconds:>10.2f} s, {tokens / seconds:,.0f} tokens/s"
     if config.parallel.pipeline > 1:
         yield (
@@ -159,7 +160,7 @@ def _traffic(given: Candidate, machine: Machine) -> Iterator[str]:
         )
 
 
-def _proposals(found: Sequence[Candidate]) -> Iterator[str]:
+def _proposals(found: Sequence[Candidate], recipe: RunConfig) -> Iterator[str]:
     if not found:
         yield "No layout that was tried fits; take more GPUs, larger ones, or shorter sequences"
         return
@@ -168,8 +169,8 @@ def _proposals(found: Sequence[Candidate]) -> Iterator[str]:
     for candidate in found:
         time = candidate.time
         yield (
-            f"  {time.seconds:>8.2f}{_gib(candidate.memory.total):>8}{time.bubble_share:>8.1%}  "
-            f"{overrides(candidate.config)}"
+            f"  {time.seconds:>8.2f}{gib(candidate.memory.total):>8}{time.bubble_share:>8.1%}  "
+            f"{overrides(candidate.config, recipe)}"
         )
 
 
@@ -194,7 +195,10 @@ def _assumptions(config: RunConfig, machine: Machine, load: Load) -> Iterator[st
         f"them, each one way and a GPU, {LINK_EFFICIENCY:.0%} of which collectives reach"
     )
     yield f"of the {gpu.name}: {gpu.source}"
-    yield "nothing is sent while a rank computes, and the optimizer's update takes no time"
+    yield (
+        "nothing is sent while a rank computes but gradients, in the last backward pass of a step (optim.overlap), and "
+        "the optimizer's update takes no time"
+    )
     yield (
         "activations are those of Transformer Engine's norms, linears and attention in "
         f"{config.precision}; only the CPU's layers were measured (benchmarks/results/plan_memory.json)"
@@ -205,5 +209,6 @@ def _assumptions(config: RunConfig, machine: Machine, load: Load) -> Iterator[st
         yield "every expert gets as many tokens as any other"
 
 
-def _gib(num_bytes: float) -> str:
+def gib(num_bytes: float) -> str:
+    """Return bytes in GiB, rounded to a tenth."""
     return f"{num_bytes / 2**30:.1f}"

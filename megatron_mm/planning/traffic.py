@@ -24,20 +24,32 @@ class Flow:
 
     Attributes:
         step_bytes: that the busiest rank sends in a step.
+        gradient_bytes: those of them that are sent while the backward pass goes on (optim.overlap).
     """
 
     kind: Kind
     link: Link
     step_bytes: float
+    gradient_bytes: float = 0.0
 
     def seconds(self, gpu: Gpu) -> float:
         """How long a step's take, if nothing else goes on meanwhile."""
+        return self.step_bytes / self._speed(gpu)
+
+    def gradient_seconds(self, gpu: Gpu) -> float:
+        """Return how long the gradients take."""
+        return self.gradient_bytes / self._speed(gpu)
+
+    def _speed(self, gpu: Gpu) -> float:
+        """Bytes a second."""
         gbytes = gpu.nvlink_gbytes if self.link == "nvlink" else gpu.network_gbytes
-        return self.step_bytes / (gbytes * 1e9 * LINK_EFFICIENCY)
+        return gbytes * 1e9 * LINK_EFFICIENCY
 
 
 def traffic(config: RunConfig, num_ranks: int, load: Load) -> list[Flow]:
     """All kinds that a layout has; `layout_faults` has said that it can be.
+
+    Where nothing is trained, that is of forward passes.
 
     Collectives go round rings: of n bytes, a gather or a scattered sum over r ranks sends n (r - 1) / r a rank, a whole
     sum twice that. Ranks are numbered as Megatron-Core does: tensor, context, data, pipeline from the inside out.
@@ -60,7 +72,7 @@ def traffic(config: RunConfig, num_ranks: int, load: Load) -> list[Flow]:
         Flow("context", _link(model_block), _context(config, batch) * micro_batches),
         Flow("pipeline", _link(num_ranks), _pipeline(config, batch) * micro_batches + _tied(config)),
         Flow("expert", _link(parallel.expert), _expert(config, batch) * micro_batches),
-        Flow("data", _link(num_ranks // parallel.pipeline), max(_data(config, num_ranks, held) for held in stages)),
+        max((_data(config, num_ranks, held) for held in stages), key=lambda flow: flow.step_bytes),
     ]
     return [flow for flow in flows if flow.step_bytes]
 
@@ -85,7 +97,7 @@ def _tensor(config: RunConfig, batch: Load, stage: int) -> float:
     stream = width * hidden * batch.tokens / parallel.context
     # Two sums forward and two backward, each two rounds; as gathers and scattered sums the same, and two gathers more
     # for the gradients of the matrices that take gathered inputs.
-    rounds = 8 + 2 * (parallel.sequence and "language" in trained) + 4 * full
+    rounds = 8 + 2 * (parallel.sequence and "language" in trained) + 4 * full if trained else 4
     layers = sum(pipeline_split(config)[stage :: parallel.pipeline])
     total = layers * rounds * stream
     if stage == 0:
@@ -99,7 +111,8 @@ def _tensor(config: RunConfig, batch: Load, stage: int) -> float:
         total += 2 * width * hidden * patches + 2 * learns * features
         total += 2 * width * hidden * batch.tokens
     if stage == parallel.pipeline - 1:
-        total += parallel.sequence * stream + 2 * width * hidden * batch.trained_tokens / parallel.context
+        total += parallel.sequence * stream
+        total += bool(trained) * 2 * width * hidden * batch.trained_tokens / parallel.context
     return total * (ranks - 1) / ranks
 
 
@@ -115,7 +128,7 @@ def _context(config: RunConfig, batch: Load) -> float:
     """Keys and values once round the ring forward; backward again, and their gradients."""
     parallel, language = config.parallel, config.model.language
     own = 2 * language.num_kv_heads * language.head_dim / parallel.tensor * batch.tokens / parallel.context
-    rounds = 3 + (config.train.recompute != "none")
+    rounds = 3 + (config.train.recompute != "none") if config.train.trained else 1
     layers = max(sum(pipeline_split(config)[stage :: parallel.pipeline]) for stage in range(parallel.pipeline))
     return layers * rounds * (parallel.context - 1) * own * weight_bytes(config)
 
@@ -127,6 +140,8 @@ def _pipeline(config: RunConfig, batch: Load) -> float:
         return 0.0
     cut = parallel.context * (parallel.tensor if parallel.sequence else 1)
     stream = weight_bytes(config) * config.model.language.hidden_size * batch.tokens / cut
+    if not config.train.trained:
+        return stream * parallel.virtual_pipeline
     # The first stage sends nothing back, the last nothing on.
     return stream * (2 * parallel.virtual_pipeline - (parallel.pipeline == 2))
 
@@ -146,16 +161,20 @@ def _expert(config: RunConfig, batch: Load) -> float:
         return 0.0
     tokens = batch.tokens / parallel.context / (parallel.tensor if parallel.sequence else 1)
     sent = weight_bytes(config) * config.model.language.hidden_size * experts.experts_per_token * tokens
-    rounds = 2 * (2 + (config.train.recompute == "full"))
+    rounds = 2 * (2 + (config.train.recompute == "full") if config.train.trained else 1)
     layers = max(sum(pipeline_split(config)[stage :: parallel.pipeline]) for stage in range(parallel.pipeline))
     return layers * rounds * sent * (parallel.expert - 1) / parallel.expert
 
 
-def _data(config: RunConfig, num_ranks: int, trained: Held) -> float:
+def _data(config: RunConfig, num_ranks: int, trained: Held) -> Flow:
     """fp32 gradients scattered, and weights gathered; without a distributed optimizer the gradients' sum alone."""
-    parallel = config.parallel
+    parallel, optim = config.parallel, config.optim
     dense_ranks = num_ranks // (parallel.tensor * parallel.pipeline)
     expert_ranks = num_ranks // (parallel.expert * parallel.pipeline)
-    a_parameter = FLOAT_BYTES + weight_bytes(config) if config.optim.distributed else 2 * FLOAT_BYTES
     dense, experts = sum(trained.dense.values()), trained.experts
-    return a_parameter * (dense * (dense_ranks - 1) / dense_ranks + experts * (expert_ranks - 1) / expert_ranks)
+    # Parameters as a ring's rounds send them.
+    sent = dense * (dense_ranks - 1) / dense_ranks + experts * (expert_ranks - 1) / expert_ranks
+    gradients = FLOAT_BYTES * sent * (1 if optim.distributed else 2)
+    weights = weight_bytes(config) * sent * optim.distributed
+    overlap = optim.overlap is not False
+    return Flow("data", _link(num_ranks // parallel.pipeline), gradients + weights, gradients * overlap)

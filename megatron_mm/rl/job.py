@@ -19,12 +19,13 @@ from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.parallel.watchdog import Watchdog
-from megatron_mm.planning.cache import auto_cache_bytes, sequence_cache_bytes
+from megatron_mm.planning.cache import auto_cache_bytes, cache_fault
+from megatron_mm.planning.rollout import engine_faults, rank_faults
 from megatron_mm.rl.alarm import ModeAlarm
 from megatron_mm.rl.algorithms import Algorithm, Bpo, Grpo
 from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.rl.heldout import HeldOut
-from megatron_mm.rl.memory import budget
+from megatron_mm.rl.memory import budget, describe
 from megatron_mm.rl.offload import HostCopy, Offload
 from megatron_mm.rl.practice import Practice
 from megatron_mm.rl.questions import Questions
@@ -62,8 +63,7 @@ class ReinforceJob:
     def __init__(self, config: RunConfig, platform: Platform, data: PreparedData, tokenizer: ChatTokenizer):
         assert config.rl is not None
         self._config, self._rl, self._platform, self._tokenizer = config, config.rl, platform, tokenizer
-        check_ranks(config, config.rl, dist.get_world_size(), state.data_ranks())
-        check_engine(config, config.rl)
+        check_run(config, dist.get_world_size())
         self._questions = Questions(config, data, tokenizer)
         is_validated = config.train.validate_every is not None
         self._held_out = HeldOut(config, data, config.rl.heldout_questions) if is_validated else None
@@ -84,7 +84,7 @@ class ReinforceJob:
         plan, memory = self._questions.plan, budget(self._config, dist.get_world_size(), self._platform)
         return (
             f"data: {plan.num_samples:,} questions an epoch; {len(plan.left_out):,} do not fit and are left out\n"
-            f"{memory.describe(self._platform.memory_bytes())}"
+            f"{describe(memory, self._platform.memory_bytes())}"
         )
 
     def look_at_initial_weights(self, chunks: Sequence[VisionLanguageModel]) -> None:
@@ -161,39 +161,12 @@ def make_algorithm(rl: ReinforceConfig) -> Algorithm:
     return ALGORITHMS[rl.algorithm](by_deviation=rl.by_deviation)
 
 
-def check_ranks(config: RunConfig, rl: ReinforceConfig, num_ranks: int, num_data_ranks: int) -> None:
-    """Raise `InputError` if engines or responses cannot be shared out over the ranks."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
-    if local_ranks % rl.rollout.ranks:
-        raise InputError(f"rl.rollout.ranks={rl.rollout.ranks} does not divide the {local_ranks} ranks of a machine")
-    fewest = min(stage.group_size for stage in rl.stages) * config.train.global_batch // rl.updates
-    if fewest < num_data_ranks:
-        raise InputError(
-            f"an update has {fewest} responses (train.global_batch={config.train.global_batch} prompts, "
-            f"rl.updates={rl.updates}), fewer than the {num_data_ranks} data-parallel ranks"
-        )
-
-
-def check_engine(config: RunConfig, rl: ReinforceConfig) -> None:
-    """Raise `InputError` if vLLM would not start, or not take the model."""
-    if config.model.language.experts is not None:
-        raise InputError("the model has experts, whose weights cannot be handed to vLLM yet; take a model without")
-    if rl.rollout.cache_bytes is not None:
-        check_cache(config, rl.rollout.cache_bytes)
-
-
-def check_cache(config: RunConfig, cache_bytes: int) -> None:
-    """Raise `InputError` if vLLM would not start with a cache of this size."""
-    assert config.rl is not None
-    needed, rollout = sequence_cache_bytes(config), config.rl.rollout
-    if cache_bytes < needed:
-        leaves = "" if rollout.cache_bytes else f", which leaves {max(0, cache_bytes) / 2**30:.3g} GiB here and"
-        raise InputError(
-            f"rl.rollout.cache_gib={rollout.cache_gib}{leaves} holds no sequence of "
-            f"data.max_sequence_tokens={config.data.max_sequence_tokens}, which takes {needed / 2**30:.3g}; "
-            f"{'raise it' if rollout.cache_bytes else 'set rl.rollout.offload=true'}, lower data.max_sequence_tokens, "
-            "or raise rl.rollout.ranks"
-        )
+def check_run(config: RunConfig, num_ranks: int) -> None:
+    """Raise `InputError` if engines or responses do not fit the ranks, or vLLM would not start or take the model."""
+    ranks_of_node = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    faults = [*rank_faults(config, num_ranks, ranks_of_node), *engine_faults(config)]
+    if faults:
+        raise InputError("\n".join(faults))
 
 
 def agreed_cache_bytes(config: RunConfig, platform: Platform) -> int:
@@ -210,8 +183,10 @@ def agreed_cache_bytes(config: RunConfig, platform: Platform) -> int:
         return given
     planned, total = budget(config, dist.get_world_size(), platform), platform.memory_bytes()
     # What is free now may not be later: the optimizer's state is not there before the first update.
-    free = min(platform.free_bytes(), total - (planned.drawing - planned.engine - planned.cache))
+    free = min(platform.free_bytes(), total - planned.trainer_while_drawing)
     found = auto_cache_bytes(config, free, total, has_own_memory=platform.has_own_memory)
     agreed = int(state.least_of_all(torch.tensor(found, device=platform.device())))
-    check_cache(config, agreed)
+    fault = cache_fault(config, agreed)
+    if fault is not None:
+        raise InputError(fault)
     return agreed

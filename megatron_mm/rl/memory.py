@@ -1,92 +1,48 @@
 """Trainer and engine in the same memory: what both take."""
 
-from dataclasses import dataclass, replace
-
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.parallel.platform import Platform
-from megatron_mm.planning.cache import auto_cache_bytes, engine_weight_bytes
-from megatron_mm.planning.load import LoadOptions, assumed_load
-from megatron_mm.planning.memory import Memory, worst_memory
+from megatron_mm.planning.cache import RESERVED_SHARE
+from megatron_mm.planning.rl_memory import PHASES, RLMemory, rl_memory, trainer_memory
+from megatron_mm.planning.rollout import RolloutOptions, memory_loads
 
 _GIB = 2**30
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Bytes that a rank is expected to hold.
-
-    Attributes:
-        trainer: at its fullest, of the pipeline stage that holds most.
-        reference: weights that the run began with, beside the trainer's.
-        engine: the engine's weights.
-        cache: its keys and values.
-        sleeps: whether the engine gives its memory back while the trainer works.
-        offload: whether gradients and optimizer leave while the engine works.
-    """
-
-    trainer: Memory
-    reference: float
-    engine: float
-    cache: float
-    sleeps: bool
-    offload: bool
-
-    @property
-    def drawing(self) -> float:
-        """While responses are drawn."""
-        trainer = self.trainer.weights if self.offload else self.trainer.rest
-        return trainer + (0 if self.offload else self.reference) + self.engine + self.cache
-
-    @property
-    def learning(self) -> float:
-        """In an update."""
-        return self.trainer.total + self.reference + (0 if self.sleeps else self.engine + self.cache)
-
-    def describe(self, total: int) -> str:
-        """Two lines for the log.
-
-        Args:
-            total: bytes that a rank has.
-        """
-        parts = {
-            "weights": self.trainer.weights,
-            "gradients": self.trainer.gradients,
-            "optimizer": self.trainer.optimizer,
-            "reference": self.reference,
-            "engine's weights": self.engine,
-            "engine's cache": self.cache,
-        }
-        advice = ""
-        if self.drawing > total:
-            advice += "; too much to draw: lower rl.rollout.cache_gib, or set rl.rollout.offload=true"
-        if self.learning > total:
-            advice += "; too much to learn: set train.recompute=full, or raise parallel.tensor"
-        return (
-            f"memory of a rank, planned: {', '.join(f'{name} {_size(part)}' for name, part in parts.items())}\n"
-            f"  drawing responses {_size(self.drawing)}, learning {_size(self.learning)}, of {_size(total)}{advice}"
-        )
-
-
-def budget(config: RunConfig, num_ranks: int, platform: Platform) -> Budget:
-    """What the ranks of a run will hold."""
-    assert config.rl is not None
-    rollout = config.rl.rollout
+def budget(config: RunConfig, num_ranks: int, platform: Platform) -> RLMemory:
+    """Return what a rank of a run is expected to hold, with responses as long as they are assumed to be."""
     backend = "te" if platform.layer_backend == "te" else "local"
-    _, trainer = worst_memory(config, num_ranks, assumed_load(config, LoadOptions()), backend)
-    without_cache = Budget(
-        trainer=trainer,
-        reference=trainer.weights if config.rl.objective.kl != "none" else 0.0,
-        engine=engine_weight_bytes(config),
-        cache=0.0,
-        sleeps=platform.has_own_memory,
-        offload=rollout.offload,
+    _, trainer, scoring = trainer_memory(config, num_ranks, memory_loads(config, RolloutOptions()), backend)
+    reserved = RESERVED_SHARE if platform.has_own_memory else 0.0
+    return rl_memory(config, trainer, scoring, backend, (1 - reserved) * platform.memory_bytes())
+
+
+def describe(memory: RLMemory, total: int) -> str:
+    """Return two lines for the log.
+
+    Args:
+        memory: what a rank is expected to hold.
+        total: bytes that a rank has.
+    """
+    trainer = memory.trainer
+    parts = {
+        "weights": trainer.weights,
+        "gradients": trainer.gradients,
+        "optimizer": trainer.optimizer,
+        "reference": memory.reference,
+        "engine's weights": memory.engine,
+        "engine's cache": memory.cache,
+    }
+    advice = ""
+    if memory.total("drawing") > total:
+        advice += "; too much to draw: lower rl.rollout.cache_gib, or set rl.rollout.offload=true"
+    if max(memory.total("scoring"), memory.total("updating")) > total:
+        advice += "; too much to learn: set train.recompute=full, or raise parallel.tensor"
+    phases = ", ".join(f"{phase} {_size(memory.total(phase))}" for phase in PHASES)
+    return (
+        f"memory of a rank, planned: {', '.join(f'{name} {_size(part)}' for name, part in parts.items())}\n"
+        f"  {phases}, of {_size(total)}{advice}"
     )
-    cache = rollout.cache_bytes
-    if cache is None:
-        total = platform.memory_bytes()
-        free = total - (without_cache.drawing - without_cache.engine)
-        cache = max(0, auto_cache_bytes(config, free, total, has_own_memory=platform.has_own_memory))
-    return replace(without_cache, cache=cache)
 
 
 def _size(num_bytes: float) -> str:

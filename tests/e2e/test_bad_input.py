@@ -42,8 +42,8 @@ def test_no_ranks() -> None:
 
 
 def test_a_plan_of_reinforcement_learning() -> None:
-    result = _megatron_mm("plan", "mini/bpo", "--gpus", "8", "--gpu", "h100")
-    _assert_refused(result, "mini/bpo draws responses, which `megatron-mm plan` does not count")
+    result = _megatron_mm("plan", "mini/bpo", "--gpus", "8", "--gpu", "h100", "--host-memory", "40")
+    _assert_refused(result, "mini/bpo does not fit the host: a node needs", "more than the 40.0 that it has")
 
 
 def test_rewards_are_known_before_data_are_read() -> None:

@@ -56,7 +56,12 @@ class CpuPlatform:
         }
 
     def language_settings(self) -> dict[str, bool]:
-        return {"apply_rope_fusion": False, "bias_activation_fusion": False}
+        return {
+            "apply_rope_fusion": False,
+            "bias_activation_fusion": False,
+            # Whosever module the layers name (models/specs.py): the local backend has its own.
+            "use_te_activation_func": True,
+        }
 
     def fp8_fault(self, recipe: str) -> str | None:
         # Megatron-Core would go on in bf16 without a word.

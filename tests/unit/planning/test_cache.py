@@ -1,5 +1,7 @@
 """How much memory an engine's keys and values get when nobody says."""
 
+import re
+
 import pytest
 
 from megatron_mm.config.errors import InputError
@@ -9,10 +11,10 @@ from megatron_mm.planning.cache import (
     ENGINE_WORKING_BYTES,
     HOST_LIMIT_BYTES,
     auto_cache_bytes,
+    cache_fault,
     engine_weight_bytes,
     sequence_cache_bytes,
 )
-from megatron_mm.rl.job import check_cache
 
 GIB = 2**30
 
@@ -58,11 +60,10 @@ def test_the_host_gives_a_tenth_and_no_more_than_its_limit_unless_one_sequence_n
 def test_too_little_for_one_sequence_is_said_with_the_figures() -> None:
     config = _config()
     left = auto_cache_bytes(config, engine_weight_bytes(config) + 10 * GIB, 80 * GIB, has_own_memory=True)
-    with pytest.raises(
-        InputError, match=r"cache_gib=auto, which leaves 1 GiB here .*16384, which takes 2\.25; .*offload"
-    ):
-        check_cache(config, left)
-    check_cache(config, sequence_cache_bytes(config))
+    fault = cache_fault(config, left)
+    assert fault is not None
+    assert re.search(r"cache_gib=auto, which leaves 1 GiB here .*16384, which takes 2\.25; .*offload", fault)
+    assert cache_fault(config, sequence_cache_bytes(config)) is None
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "big", "[1]", ".inf", "true"])
