@@ -6,7 +6,6 @@ grew by at most from before the model was made, imports done and process groups 
 once with blocks above 256 KiB given back when they are freed, and once on glibc's default heap, holes and all.
 """
 
-import gc
 import json
 import os
 import tempfile
@@ -20,6 +19,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from benchmarks.figure import Figure
+from benchmarks.high_water import GIVES_BACK, growth
 from megatron_mm.chat.images import TileRules, tiles_of, tilings_of
 from megatron_mm.chat.render import Sample
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
@@ -125,7 +125,7 @@ def measure() -> list[Figure]:
 
 def _memory(case: Case, tokenizer_directory: Path) -> list[Figure]:
     figures = []
-    for heap, settings, bar in (("", {"MALLOC_MMAP_THRESHOLD_": "262144"}, 1.2), (", default heap", {}, None)):
+    for heap, settings, bar in (("", GIVES_BACK, 1.2), (", default heap", {}, None)):
         os.environ.update(settings)  # read when a process starts
         ours, theirs = (run_alone(_peak, case, tokenizer_directory, side) / 2**20 for side in ("ours", "transformers"))
         for name in settings:
@@ -169,18 +169,13 @@ def _peak(case: Case, tokenizer_directory: Path, side: str) -> int:
     config, tokenizer = _config(case), ChatTokenizer(tokenizer_directory)
     steps = _steps(case, config, tokenizer)
     with state.process_group(get_platform("cpu")), state.model_parallel(config.parallel, 0) as groups:
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
-        before = _high_water()
-        made = _ours(config, tokenizer, steps, groups) if side == "ours" else _theirs(config, tokenizer, steps)
-        for number in range(2 * len(steps)):
-            made(number % len(steps))
-        return _high_water() - before
 
+        def run() -> None:
+            made = _ours(config, tokenizer, steps, groups) if side == "ours" else _theirs(config, tokenizer, steps)
+            for number in range(2 * len(steps)):
+                made(number % len(steps))
 
-def _high_water() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+        return growth(run)
 
 
 def _config(case: Case) -> RunConfig:

@@ -46,8 +46,34 @@ class Norm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rms:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+            return _RMSNorm.apply(x, self.weight, self.eps)  # pyright: ignore[reportReturnType]
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm (arXiv 1910.07467) in fp32; torch's is not fused on a CPU and keeps two copies of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        weight_grad, normed, grad = None, x.float() * scale, grad.float()
+        product = grad * normed
+        if ctx.needs_input_grad[1]:
+            weight_grad = product.flatten(0, -2).sum(0).to(weight.dtype)
+        # With y = x / rms(x): dL/dx = (g w - y mean(g w y)) / rms(x).
+        mean = (product @ weight.float())[..., None].div_(x.shape[-1])
+        slope = torch.mul(grad, weight, out=product)
+        return slope.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), weight_grad, None
 
 
 class CoreAttention(MegatronModule):

@@ -10,7 +10,9 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, 
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from megatron_mm.config.loss_blocks import vocab_block
 from megatron_mm.config.schema import LanguageConfig
+from megatron_mm.models.blockwise_loss import VocabShard, blockwise_losses
 from megatron_mm.models.entropy import vocab_parallel_entropy
 from megatron_mm.models.rotary import rotary_angles
 from megatron_mm.models.specs import block_spec
@@ -92,19 +94,61 @@ class LanguageModel(GPTModel):
             hidden_states = hidden_states.transpose(0, 1)  # [B, S, H]
         else:
             hidden_states = hidden_states.flatten(0, 1).index_select(0, loss_mask)  # [N, H]
-        logits, _ = self.output_layer(hidden_states, weight=weight)
-        first = self.pg_collection.tp.rank() * logits.shape[-1]
-        if self.num_tokens - first < logits.shape[-1]:
-            logits[..., max(self.num_tokens - first, 0) :] = -torch.inf
         if labels is None:
-            return logits
-        if self.never_drawn is not None and 0 <= self.never_drawn - first < logits.shape[-1]:
-            logits[..., self.never_drawn - first] = -torch.inf
+            return self._logits(hidden_states, weight)
+        block = vocab_block(labels.numel(), self.output_layer.output_size_per_partition)
+        if block < self.output_layer.output_size_per_partition:
+            return self._blockwise_losses(hidden_states, weight, labels, block)
+        logits = self._logits(hidden_states, weight)
+        if self.never_drawn is not None and 0 <= self._row(self.never_drawn) < logits.shape[-1]:
+            logits[..., self._row(self.never_drawn)] = -torch.inf
         if not self.makes_entropies:
             return vocab_parallel_cross_entropy(self._tempered(logits), labels)
         # First, since the loss works in place.
         entropies = vocab_parallel_entropy(self._tempered(logits), self.pg_collection.tp)
         return torch.stack([vocab_parallel_cross_entropy(self._tempered(logits), labels), entropies], -1)
+
+    def _logits(self, hidden_states: Tensor, weight: Tensor | None) -> Tensor:
+        """Logits [..., V / ranks] of hidden states [..., H]; those of the padding are minus infinity."""
+        logits, _ = self.output_layer(hidden_states, weight=weight)
+        if self._num_rows() < logits.shape[-1]:
+            logits[..., self._num_rows() :] = -torch.inf
+        return logits
+
+    def _blockwise_losses(self, hidden_states: Tensor, weight: Tensor | None, labels: Tensor, block: int) -> Tensor:
+        """The losses without the logits of all tokens at once."""
+        layer: Any = self.output_layer
+        # For its hooks: Megatron-Core's DDP waits in them for weights that other ranks have updated.
+        layer(hidden_states[:0], weight=weight)
+        shard = VocabShard(
+            group=self.pg_collection.tp,
+            first=self._first_token(),
+            num_rows=self._num_rows(),
+            block=block,
+            temperature=self.temperature,
+            never_drawn=None if self.never_drawn is None else self._row(self.never_drawn),
+            sums_hidden_grad=layer.allreduce_dgrad,
+        )
+        losses = blockwise_losses(
+            hidden_states.reshape(-1, hidden_states.shape[-1]),
+            layer.weight if weight is None else weight,
+            labels.reshape(-1),
+            shard,
+            with_entropies=self.makes_entropies,
+        )
+        return losses.view(*labels.shape, *losses.shape[1:])
+
+    def _first_token(self) -> int:
+        """The token that this rank's first row of the output layer stands for."""
+        return self.pg_collection.tp.rank() * self.output_layer.output_size_per_partition
+
+    def _row(self, token: int) -> int:
+        """The output layer's row of a token; negative or too large where another rank has it."""
+        return token - self._first_token()
+
+    def _num_rows(self) -> int:
+        """Rows of this rank's output layer that stand for tokens and do not pad the vocabulary."""
+        return min(max(self._row(self.num_tokens), 0), self.output_layer.output_size_per_partition)
 
     def _tempered(self, logits: Tensor) -> Tensor:
         return logits.float() if self.temperature == 1 else logits.float() / self.temperature

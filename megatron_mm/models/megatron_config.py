@@ -36,6 +36,8 @@ def language_config(config: RunConfig, platform: Platform) -> TransformerConfig:
         qk_layernorm=True,
         gated_linear_unit=True,
         activation_func=F.silu,
+        # Whosever module the layers name (models/specs.py): the local backend has its own.
+        use_te_activation_func=platform.layer_backend == "local",
         add_bias_linear=False,
         **_initialisation(language.init_std),
         sequence_parallel=parallel.sequence,

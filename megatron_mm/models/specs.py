@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_mm.models.attention import CoreAttention, Norm
+from megatron_mm.models.swiglu import SwiGLU
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +27,26 @@ class Parts:
     column_linear: Any
     row_linear: Any
     core_attention: Any
+    # Of gated MLPs, where the config asks for a module (models/megatron_config.py).
+    activation: Any
 
     @property
     def mlp(self) -> MLPSubmodules:
         """Column-parallel, then row-parallel linear."""
-        return MLPSubmodules(linear_fc1=self.column_linear, linear_fc2=self.row_linear)
+        return MLPSubmodules(linear_fc1=self.column_linear, linear_fc2=self.row_linear, activation_func=self.activation)
 
 
 def parts(backend: str) -> Parts:
     """The building blocks of `backend`, "local" or "te"."""
     if backend == "local":
-        return Parts(Norm, ColumnParallelLinear, RowParallelLinear, CoreAttention)
+        return Parts(Norm, ColumnParallelLinear, RowParallelLinear, CoreAttention, SwiGLU)
     assert backend == "te"
     # Importable only where Transformer Engine is installed.
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm, TERowParallelLinear
 
     from megatron_mm.models.te_attention import PackedTEAttention
 
-    return Parts(TENorm, TEColumnParallelLinear, TERowParallelLinear, PackedTEAttention)
+    return Parts(TENorm, TEColumnParallelLinear, TERowParallelLinear, PackedTEAttention, None)
 
 
 def block_spec(
@@ -65,6 +68,8 @@ def block_spec(
     mlp = ModuleSpec(module=MLP, submodules=use.mlp)
     if config.num_moe_experts is not None:
         mlp = get_moe_module_spec(backend == "te", config.num_moe_experts, moe_grouped_gemm=False)
+        experts: Any = mlp.submodules
+        experts.experts.submodules.activation_func = use.activation
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

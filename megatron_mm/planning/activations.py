@@ -41,11 +41,9 @@ def weight_bytes(config: RunConfig) -> int:
     return 2 if config.precision == "bf16" else FLOAT_BYTES
 
 
-def norm_bytes(numbers: Numbers, width: int, *, learns: bool) -> float:
-    """RMSNorm of one token: input and, in the local one, normalised values, in fp32 both; its output is its user's."""
-    if not numbers.local:
-        return numbers.width_bytes * width + FLOAT_BYTES
-    return FLOAT_BYTES * (width * (1 + learns) + 1)
+def norm_bytes(numbers: Numbers, width: int) -> float:
+    """RMSNorm of one token: its input, and a factor in fp32; its output is its user's."""
+    return numbers.width_bytes * width + FLOAT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +101,9 @@ def language_layer_forward(language: LanguageConfig, tokens: LanguageTokens, ten
     """Return the most bytes that one layer holds at once in a forward pass of which nothing is kept.
 
     That is in its MLP: both halves of the first product and what the activation makes of them, next to the residual
-    stream and its norm. The activation that is not fused also holds SiLU of one half.
+    stream and its norm.
     """
-    widths = 3 if not numbers.local else 4
-    mlp = widths * _mlp_width(language, tensor) * tokens.whole
+    mlp = 3 * _mlp_width(language, tensor) * tokens.whole
     return numbers.width_bytes * (mlp + 2 * language.hidden_size * tokens.part)
 
 
@@ -118,13 +115,13 @@ def _attention(
     query, key = heads * dim, kv_heads * dim
     grouped = heads > kv_heads
     whole, part = tokens.whole, tokens.part
-    kept = norm_bytes(numbers, hidden, learns=learns) * part + learns * width * hidden * part
+    kept = norm_bytes(numbers, hidden) * part + learns * width * hidden * part
     # The values are a view of the fused product, which stays whole for them.
     kept += width * (query + 2 * key) * whole
     for heads_of, wide, copied in ((heads, query, grouped), (kv_heads, key, False)):
-        norm = norm_bytes(numbers, dim, learns=learns) * heads_of
-        if numbers.local and width == FLOAT_BYTES and not copied:
-            norm -= FLOAT_BYTES * wide  # its input is that view as well
+        norm = norm_bytes(numbers, dim) * heads_of
+        if numbers.local and not copied:
+            norm -= width * wide  # its input is that view as well
         kept += norm * whole
     # Sine and cosine, for queries and for keys; on GPUs all layers share the angles.
     kept += 4 * width * dim * tokens.positions * numbers.local
@@ -141,19 +138,16 @@ def _attention(
 
 
 def _mlp(language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers, *, learns: bool) -> float:
-    """Return the bytes that the norm and the MLP of one layer keep."""
+    """Norm, both halves of the first product, and what the activation makes of them where the second matrix learns."""
     width, hidden = numbers.width_bytes, language.hidden_size
-    kept = norm_bytes(numbers, hidden, learns=learns) * tokens.part
+    kept = norm_bytes(numbers, hidden) * tokens.part
     ffn = _mlp_width(language, tensor)
-    # Both halves of the first product, unless the activation is fused SiLU of one and a copy of the other, and the
-    # input of the second matrix where that learns.
-    copies = (4 if numbers.local else 2) + learns
     if language.experts is None:
-        return kept + learns * width * hidden * tokens.part + width * copies * ffn * tokens.whole
+        return kept + learns * width * hidden * tokens.part + width * (2 + learns) * ffn * tokens.whole
     # Each expert's tokens are copied together, and back; the router works in fp32.
-    rows = language.experts.experts_per_token * hidden * tokens.part
+    copies = language.experts.experts_per_token * hidden * tokens.part
     router = FLOAT_BYTES * 3 * language.experts.num_experts * tokens.part
-    return kept + width * (hidden * tokens.part + 2 * rows) + width * copies * ffn * tokens.part + router
+    return kept + width * (hidden * tokens.part + 2 * copies) + width * (2 + learns) * ffn * tokens.part + router
 
 
 def _mlp_width(language: LanguageConfig, tensor: int) -> float:

@@ -149,12 +149,10 @@ class _Sizes:
         stream = numbers.width_bytes * language.hidden_size * tokens.part
         layer = language_layer(language, tokens, parallel.tensor, numbers, learns=learns) if passes_back else 0.0
         chunks = [layer * count for count in pipeline_split(config)[stage :: parallel.pipeline]]
-        # A stage keeps what it got; on GPUs, what it sent is let go (deallocate_pipeline_outputs).
+        # What a stage got is its first norm's input; what it sent is let go on GPUs (deallocate_pipeline_outputs).
         ends = range(len(chunks))
         chunks = [
-            kept
-            + stream * (not (first and chunk == 0) and numbers.local and numbers.width_bytes != FLOAT_BYTES)
-            + stream * (not (last and chunk == len(chunks) - 1) and numbers.local)
+            kept + stream * (not (last and chunk == len(chunks) - 1) and numbers.local)
             for chunk, kept in zip(ends, chunks, strict=True)
         ]
         working = (
@@ -276,8 +274,7 @@ def _output(config: RunConfig, load: Load, numbers: Numbers, tokens: LanguageTok
     parallel, language, width = config.parallel, config.model.language, numbers.width_bytes
     hidden, rows = language.hidden_size, language.padded_vocab_size // parallel.tensor
     trained = load.trained_tokens / parallel.context
-    norm_kept = FLOAT_BYTES * 2 if numbers.local else width
-    kept = norm_kept * hidden * tokens.part + width * hidden * trained
+    kept = width * hidden * tokens.part + width * hidden * trained
     gathered = width * hidden * tokens.whole if parallel.sequence else 0.0
     # The gradient of the output layer's matrix.
     matrix = width * rows * hidden * ("embeddings" in config.train.trained)

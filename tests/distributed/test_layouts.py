@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.models import attention, vision
+from megatron_mm.models import attention, language, vision
 from megatron_mm.models.language import LanguageModel
 from tests.layouts import (
     EXPERT_LAYOUTS,
@@ -113,6 +113,29 @@ def test_partly_frozen_models(
     moved = {name for name, tensor in reference.weights.items() if not torch.equal(tensor, tensors[name])}
     assert moved == reference.grads.keys()
     for (outcome,) in run_on_ranks(outcomes, 2, "cpu", [layout(**trained, **other)], *arguments):
+        _assert_equal(outcome, reference)
+
+
+def _in_blocks(*arguments: object) -> list[Outcome]:
+    """`outcomes` with losses in many blocks of the vocabulary. Runs on every rank, whose process ends after it."""
+    language.vocab_block = lambda _, num_rows: max(num_rows // 5, 1)
+    return outcomes(*arguments)  # pyright: ignore
+
+
+def test_losses_in_blocks_of_the_vocabulary(digits: Path, tensors: dict[str, torch.Tensor], single: Outcome) -> None:
+    names = ["TP 2", "TP 2 + SP, recompute full", "PP 2", "CP 2", "DP 2, unpacked"]
+    configs = [layout(**LAYOUTS[name][1]) for name in names]
+    _compare(names, run_on_ranks(_in_blocks, 2, "cpu", configs, tensors, digits / TOKENIZER), single)
+
+
+@pytest.mark.parametrize(
+    "model", [{"model__language__tied_embeddings": "false"}, NO_LANGUAGE], ids=["untied", "frozen output layer"]
+)
+def test_losses_in_blocks_of_other_output_layers(model: dict[str, object], digits: Path) -> None:
+    config = layout(**model)
+    arguments = (r4b_tensors(config, *reference_models(config)), digits / TOKENIZER)
+    ((reference,),) = run_on_ranks(outcomes, 1, "cpu", [config], *arguments)
+    for (outcome,) in run_on_ranks(_in_blocks, 2, "cpu", [layout(**model, **LAYOUTS["TP 2"][1])], *arguments):
         _assert_equal(outcome, reference)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from megatron_mm.parallel.platform.bf16 import mend_products
+from megatron_mm.parallel.platform.rotary import rotate
 
 CPU = torch.device("cpu")
 
@@ -170,6 +171,7 @@ def _adapt_megatron() -> None:
         setattr(param_and_grad_buffer, name, _unless_alone(getattr(param_and_grad_buffer, name)))
     _let_experts_run()
     _multiply_frozen_weights_once()
+    _rotate_in_two_passes()
     # Imported there by name, so patching torch.cuda alone does not reach it.
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)  # noqa: ARG005
     # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
@@ -207,6 +209,26 @@ def _multiply_frozen_weights_once() -> None:
     linear: Any = LinearWithFrozenWeight
     backward = linear.backward
     linear.backward = staticmethod(lambda ctx, gradient: backward(ctx, gradient.contiguous()))
+
+
+def _rotate_in_two_passes() -> None:
+    """Its unfused rotary embedding copies queries and keys seven times; what only other models use is asserted away."""
+    from megatron.core.models.common.embeddings import rope_utils
+
+    def rotate_all(
+        t: torch.Tensor,
+        freqs: torch.Tensor,
+        rotary_interleaved: bool = False,
+        multi_latent_attention: bool = False,
+        mscale: float = 1.0,
+    ) -> torch.Tensor:
+        assert not rotary_interleaved
+        assert not multi_latent_attention
+        assert mscale == 1.0
+        assert freqs.shape[-1] == t.shape[-1]
+        return rotate(t, freqs)
+
+    rope_utils._apply_rotary_pos_emb_bshd = rotate_all
 
 
 def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from megatron.core.transformer import TransformerConfig
 
-from megatron_mm.models.attention import CoreAttention
+from megatron_mm.models.attention import CoreAttention, Norm
 from megatron_mm.models.packing import packed_sequence, zigzag
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -123,3 +124,25 @@ def test_sdpa_groups_heads_as_we_do() -> None:
     grouped = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
     key, value = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
     assert torch.allclose(grouped, F.scaled_dot_product_attention(query, key, value), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("learns", [True, False])
+def test_rms_norm_is_torchs(dtype: torch.dtype, *, learns: bool) -> None:
+    config = TransformerConfig(
+        num_layers=1, hidden_size=16, num_attention_heads=1, normalization="RMSNorm", params_dtype=dtype
+    )
+    norm, random = Norm(config, 16), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        norm.weight.normal_(generator=random)
+    norm.requires_grad_(learns)
+    values, incoming = (torch.randn(5, 3, 16, generator=random).to(dtype) for _ in range(2))
+    ours, expected = (values.clone().requires_grad_() for _ in range(2))
+    weight = norm.weight.detach().clone().requires_grad_()
+    out, theirs = norm(ours), F.rms_norm(expected, (16,), weight, norm.eps)
+    torch.testing.assert_close(out, theirs)
+    out.backward(incoming)
+    theirs.backward(incoming)
+    torch.testing.assert_close(ours.grad, expected.grad)
+    if learns:
+        torch.testing.assert_close(norm.weight.grad, weight.grad)
