@@ -101,10 +101,9 @@ def language_layer_forward(language: LanguageConfig, tokens: LanguageTokens, ten
     """Return the most bytes that one layer holds at once in a forward pass of which nothing is kept.
 
     That is in its MLP: both halves of the first product and what the activation makes of them, next to the residual
-    stream and its norm. The activation that is not fused also holds SiLU of one half.
+    stream and its norm.
     """
-    widths = 3 if not numbers.local else 4
-    mlp = widths * _mlp_width(language, tensor) * tokens.whole
+    mlp = 3 * _mlp_width(language, tensor) * tokens.whole
     return numbers.width_bytes * (mlp + 2 * language.hidden_size * tokens.part)
 
 
@@ -139,18 +138,16 @@ def _attention(
 
 
 def _mlp(language: LanguageConfig, tokens: LanguageTokens, tensor: int, numbers: Numbers, *, learns: bool) -> float:
-    """Return the bytes that the norm and the MLP of one layer keep."""
+    """Norm, both halves of the first product, and what the activation makes of them where the second matrix learns."""
     width, hidden = numbers.width_bytes, language.hidden_size
     kept = norm_bytes(numbers, hidden) * tokens.part
     ffn = _mlp_width(language, tensor)
-    # Both halves of the first product, and the input of the second matrix where that learns.
-    copies = 2 + learns
     if language.experts is None:
-        return kept + learns * width * hidden * tokens.part + width * copies * ffn * tokens.whole
+        return kept + learns * width * hidden * tokens.part + width * (2 + learns) * ffn * tokens.whole
     # Each expert's tokens are copied together, and back; the router works in fp32.
-    rows = language.experts.experts_per_token * hidden * tokens.part
+    copies = language.experts.experts_per_token * hidden * tokens.part
     router = FLOAT_BYTES * 3 * language.experts.num_experts * tokens.part
-    return kept + width * (hidden * tokens.part + 2 * rows) + width * copies * ffn * tokens.part + router
+    return kept + width * (hidden * tokens.part + 2 * copies) + width * (2 + learns) * ffn * tokens.part + router
 
 
 def _mlp_width(language: LanguageConfig, tensor: int) -> float:
