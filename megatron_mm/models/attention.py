@@ -71,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             weight_grad = product.flatten(0, -2).sum(0).to(weight.dtype)
         # With y = x / rms(x): dL/dx = (g w - y mean(g w y)) / rms(x).
-        mean = (product @ weight.float())[..., None].div_(x.shape[-1])
+        mean = product.mul_(weight).mean(-1, keepdim=True)
         slope = torch.mul(grad, weight, out=product)
         return slope.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), weight_grad, None
 
