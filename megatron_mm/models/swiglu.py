@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 
@@ -29,11 +30,14 @@ class _SwiGLU(torch.autograd.Function):
         return result
 
 
-class SwiGLU(torch.nn.Module):
-    """[..., 2 F], gate and up projection of the same tokens -> silu(gate) * up, [..., F]."""
+class SwiGLU(MegatronModule):
+    """[..., 2 F], gate and up projection of the same tokens -> silu(gate) * up, [..., F].
+
+    A module of Megatron-Core's: its MLP asks each of its modules for a sharded state.
+    """
 
     def __init__(self, config: TransformerConfig):
-        super().__init__()
+        super().__init__(config)
         assert config.gated_linear_unit
         assert config.activation_func is F.silu
 

@@ -154,7 +154,8 @@ def _assert_flat_logprobs_are_the_usual_ones(
         for completion, usual in zip(completions, output.outputs, strict=True):
             assert completion.ids == list(usual.token_ids)
             assert len(completion.ids) == 8
-            values = [step[token].logprob for step, token in zip(usual.logprobs or [], usual.token_ids, strict=True)]
+            assert usual.logprobs is not None
+            values = [(step or {})[token].logprob for step, token in zip(usual.logprobs, usual.token_ids, strict=True)]
             assert completion.logprobs == values
 
 

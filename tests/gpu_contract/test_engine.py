@@ -23,7 +23,7 @@ from tests.tiny import tiny_config
 pytestmark = pytest.mark.gpu_contract
 
 CACHE_BYTES = 20 * 2**30
-MAX_TOKENS = 4096
+MAX_TOKENS = 512
 
 
 def _r4b(*overrides: str) -> RunConfig:

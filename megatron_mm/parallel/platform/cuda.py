@@ -1,6 +1,7 @@
 """The GPU platform: NCCL and Transformer Engine."""
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -59,7 +60,8 @@ class CudaPlatform:
         from transformer_engine import pytorch as te  # pyright: ignore[reportMissingImports]
 
         asks = {"blockwise": te.is_fp8_block_scaling_available, "mxfp8": te.is_mxfp8_available}
-        available, reason = asks.get(recipe, te.is_fp8_available)(return_reason=True)
+        answer: Any = asks.get(recipe, te.is_fp8_available)(return_reason=True)
+        available, reason = answer
         return None if available else f"fp8.recipe={recipe} cannot run on {torch.cuda.get_device_name()}: {reason}"
 
     def synchronize(self) -> None:
