@@ -22,7 +22,12 @@ class TransformerEnginePlatform(CpuPlatform):
 
     def transformer_settings(self) -> dict[str, bool]:
         # Where its parameters are made is what differs: there is no GPU to make them on.
-        return {**CudaPlatform().transformer_settings(), "use_cpu_initialization": True}
+        is_meta = torch.empty(0).is_meta
+        made = {"use_cpu_initialization": not is_meta, "init_model_with_meta_device": is_meta}
+        return {**CudaPlatform().transformer_settings(), **made}
+
+    def language_settings(self) -> dict[str, bool]:
+        return CudaPlatform().language_settings()
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def _planted(chunks: list[VisionLanguageModel], config: RunConfig) -> dict[str, 
         for module in chunk.language.modules():
             if hasattr(module, "fp8_meta") and hasattr(module, "weight"):
                 of_module: Any = module
-                of_module.fp8_meta["recipe"] = recipe
+                of_module.fp8_meta.update(recipe=recipe, num_gemms=1)
                 of_module.init_fp8_meta_tensors(recipe)
                 of_module.fp8 = True
                 for way in ("scaling_fwd", "scaling_bwd"):
