@@ -1,6 +1,6 @@
 """What a checkpoint holds; loading it whole or weights only, on any layout."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: M
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
     history = _stored_part(_fp8_history(chunks, is_loading=True), checkpoint)
     loaded = _load({"model": sharded, "fp8_history": history, "optimizer": optimizer_state}, checkpoint)
-    _fill(chunks, loaded["model"], loaded["fp8_history"])
+    # Megatron-Core leaves out what is empty.
+    _fill(chunks, loaded["model"], loaded.get("fp8_history", {}))
     optimizer.load_state_dict(loaded["optimizer"])
     return loaded["progress"]
 
@@ -207,7 +208,7 @@ def _expect_stored_positions(state: dict[str, Any], checkpoint: Path) -> None:
 
 
 def _fill(
-    chunks: Sequence[VisionLanguageModel], loaded: dict[str, Any], history: dict[str, dict[str, Any]] | None = None
+    chunks: Sequence[VisionLanguageModel], loaded: dict[str, Any], history: Mapping[str, dict[str, Any]] | None = None
 ) -> None:
     """Put loaded tensors into the model. Modules without an entry in `history` keep what they remember."""
     for number, chunk in enumerate(chunks):

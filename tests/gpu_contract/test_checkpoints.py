@@ -141,8 +141,12 @@ def _history(config: RunConfig, other: RunConfig) -> tuple[int, list[str], int, 
         Modules with a history; those that came out otherwise when it was resumed; those that have none after
         `init_from`; weights that the local backend, without FP8, resumed or started with otherwise.
     """
-    with _ranks(config) as groups:
+    # Modules ask for the GPU's kind again when they get a history.
+    with _ranks(config) as groups, seen_gpu():
         trainee = build_trainee(config, _built(config, GPU, groups), groups)
+        # Adam's moments are there from the first update on.
+        trainee.optimizer.prepare_grads()
+        trainee.optimizer.step_with_ready_grads()
         for parameter in _tensors(trainee.chunks).values():
             parameter.normal_()
         planted = _planted(trainee.chunks, config)
