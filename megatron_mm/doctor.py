@@ -21,6 +21,8 @@ from megatron_mm.parallel.cores import shared_cores, usable_cores
 # The first import from a network file system takes minutes.
 IMPORT_SECONDS = 300.0
 _SET_UP = "bash tools/setup_env.sh"
+# Before what a probe's process has found.
+_FOUND = "found: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +99,11 @@ class Probe:
         if code > 0:
             last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
             return [self._refuse(f"does not import: {last}")]
-        # What packages print themselves stands before it.
-        return [Finding(**fields) for fields in json.loads(output.splitlines()[-1])]
+        # Packages print as well, when they are imported and when they end.
+        said = [line.removeprefix(_FOUND) for line in output.splitlines() if line.startswith(_FOUND)]
+        if not said:
+            return [self._refuse("its import ended without a word")]
+        return [Finding(**fields) for fields in json.loads(said[-1])]
 
     def _refuse(self, reason: str) -> Finding:
         return Finding(what=self._package, found=reason, fix=_SET_UP, required=True)
@@ -170,4 +175,4 @@ _LOOKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 if __name__ == "__main__":
-    print("\n" + json.dumps([asdict(finding) for finding in _LOOKS[sys.argv[1]]()]))
+    print(f"\n{_FOUND}{json.dumps([asdict(finding) for finding in _LOOKS[sys.argv[1]]()])}")

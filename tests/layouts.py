@@ -197,7 +197,7 @@ def trainees(
         with state.model_parallel(config.parallel, config.seed) as groups:
             chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
             from_hf(chunks, model_table(config.model), tensors)
-            yield config, build_trainee(config, chunks, groups)
+            yield config, build_trainee(config, chunks, groups, overlap=platform.overlaps_collectives)
 
 
 def gradients(config: RunConfig, trainee: Trainee) -> dict[str, torch.Tensor]:

@@ -37,11 +37,13 @@ runpy.run_path("setup.py")
 PYTHON
 }
 
-# build_wheel_is_there: whether pip is pointed at a wheel of Transformer Engine's binding to torch, built elsewhere.
+# build_wheel_is_there: whether pip is pointed at a wheel of Transformer Engine's binding to torch, built elsewhere for
+# this Python.
 build_wheel_is_there() {
-    local folder
+    local folder tag
+    tag=cp$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_config_var("py_version_nodot"))')
     for folder in ${PIP_FIND_LINKS:-}; do
-        if compgen -G "$folder/transformer_engine_torch-2.11.0-*.whl" >/dev/null; then return 0; fi
+        if compgen -G "$folder/transformer_engine_torch-2.11.0-$tag-*.whl" >/dev/null; then return 0; fi
     done
     return 1
 }
@@ -73,7 +75,7 @@ prepare_build() {
     export CUDA_HOME="${CUDA_HOME:-$SITE/nvidia/cu13}"
     export CPATH="$SITE/nvidia/cu13/include:$SITE/nvidia/cudnn/include:$SITE/nvidia/nccl/include${CPATH:+:$CPATH}"
     for header in cuda_runtime.h cudnn.h nccl.h cublasLt.h cusparse.h cusolverDn.h nvrtc.h; do
-        echo "#include <$header>" | "${CXX:-g++}" -E -x c++ -I"$CUDA_HOME/include" - >>"$LOG" 2>&1 ||
+        echo "#include <$header>" | "${CXX:-g++}" -E -x c++ -I"$CUDA_HOME/include" -o /dev/null - >>"$LOG" 2>&1 ||
             fail "no $header in $CUDA_HOME/include or torch's packages ($SITE/nvidia): name its directory in CPATH"
     done
     # A compiler of one file took 1.7 GiB; torch's build reads MAX_JOBS.
@@ -111,18 +113,20 @@ gpu_contract() {
     local wanted cache
     PYTHON312=${PYTHON312:-python3.12}
     if ! "$PYTHON312" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
-        PYTHON312=$(find ~/.pyenv/versions/3.12*/bin -name python3.12 2>/dev/null | tail -n 1)
+        PYTHON312=$(find ~/.pyenv/versions/3.12*/bin -name python3.12 2>/dev/null | tail -n 1 || true)
         [ -n "$PYTHON312" ] || fail "vLLM and Transformer Engine are tested with Python 3.12, of which there is none" \
             "here: install it (pyenv install 3.12), or name it with PYTHON312=PATH"
     fi
     PYTHON=$PYTHON312
     build_wheel_is_there || check_build_needs
-    command -v gcc nm >/dev/null || fail "gcc and nm are missing; on Debian install gcc and binutils"
+    if ! command -v gcc >/dev/null || ! command -v nm >/dev/null; then
+        fail "gcc or nm is missing; on Debian install gcc and binutils"
+    fi
     wanted=$(requirements gpu mini test)
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/megatron_mm
     VENV=$cache/gpu-contract-$({
         echo "$wanted"
-        declare -f gpu_contract install_for_gpus libcuda_stub
+        declare -f gpu_contract install_for_gpus prepare_build libcuda_stub
         "$PYTHON312" -VV
     } | sha256sum | cut -c-16)
     LOG=$VENV/setup.log
@@ -160,6 +164,8 @@ WANTED=$(cat setup.py tools/setup_env.sh <("$PYTHON" -VV) <(echo "$KIND $PWD") |
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$WANTED" ]; then exit 0; fi
 
 if [ "$KIND" = gpu ] && ! build_wheel_is_there; then check_build_needs; fi
+# Until all is done: what is left of an installation that was cut off is not to be taken for a whole one.
+rm -f "$STAMP"
 "$PYTHON" -m venv "$VENV" || fail "cannot make $VENV; on Debian install python3-venv"
 : >"$LOG"
 if [ "$KIND" = cpu ]; then

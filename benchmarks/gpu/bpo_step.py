@@ -42,7 +42,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
         print(job.describe(), flush=True)
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         job.look_at_initial_weights(chunks)
-        trainee = build_trainee(config, chunks, groups)
+        trainee = build_trainee(config, chunks, groups, overlap=platform.overlaps_collectives)
         practice = job.work(trainee, Guard(config.guard, job.spike_sigma), watchdog, print)
         practice.begin(Place(0, 0))
         line = [_step(practice, platform, number) for number in range(config.train.steps)][-1]

@@ -84,7 +84,7 @@ def _step(setting: Setting, platform: Platform, fp8: str) -> Iterator[Figure]:
         tokenizer = data.tokenizer()
         job = LearningJob(config, platform, data, tokenizer)
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-        trainee = build_trainee(config, chunks, groups)
+        trainee = build_trainee(config, chunks, groups, overlap=platform.overlaps_collectives)
         learning = job.work(trainee, Guard(config.guard, job.spike_sigma), watchdog, print)
         learning.begin(Place(0, 0))
         steps = [_taken(learning, platform, number) for number in range(sizes.warm_up_steps + sizes.timed_steps)]

@@ -8,7 +8,9 @@ pixels back. It holds one context a rank, on that rank's GPU.
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 import numpy as np
@@ -17,6 +19,17 @@ from PIL import Image
 from megatron_mm.config.errors import InputError
 from megatron_mm.data.decode import DaliDecoder, Decoder
 from megatron_mm.processes import end_with_parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    """An answer to pictures that is about the process and not about them.
+
+    Attributes:
+        words: the traceback.
+    """
+
+    words: str
 
 
 class DecodeProcess:
@@ -60,7 +73,10 @@ class _RemoteDecoder:
     def __init__(self, connection: Connection):
         self._connection = connection
         refusal = self._receive()
+        if isinstance(refusal, _Failure):
+            raise RuntimeError(f"the process that decodes for this rank did not start:\n{refusal.words}")
         if refusal is not None:
+            assert isinstance(refusal, str)
             raise InputError(refusal)
 
     def __call__(self, pictures: Sequence[bytes], name: str) -> list[Image.Image]:
@@ -73,10 +89,12 @@ class _RemoteDecoder:
         answer = self._receive()
         if isinstance(answer, str):
             raise InputError(answer)
+        if isinstance(answer, _Failure):
+            raise RuntimeError(f"the process that decodes for this rank failed:\n{answer.words}")
         assert answer is not None
         return [Image.fromarray(pixels) for pixels in answer]
 
-    def _receive(self) -> list[np.ndarray] | str | None:
+    def _receive(self) -> list[np.ndarray] | str | _Failure | None:
         try:
             return self._connection.recv()
         except (EOFError, ConnectionError):
@@ -85,12 +103,16 @@ class _RemoteDecoder:
 
 
 def _serve(gpu: int, workers: list[Connection], parent: int) -> None:
-    """Greet each worker, with what is wrong if anything is, and answer until none is left."""
+    """Greet each worker, with what is wrong if anything is, and answer until the process is killed."""
     end_with_parent(parent)
+    decode: DaliDecoder | None = None
+    refusal: str | _Failure | None = None
     try:
-        decode, refusal = DaliDecoder(gpu), None
+        decode = DaliDecoder(gpu)
     except InputError as error:
-        decode, refusal = None, str(error)
+        refusal = str(error)
+    except Exception:  # noqa: BLE001 (the workers tell it; started again, it would fail again)
+        refusal = _Failure(words=traceback.format_exc())
     for worker in workers:
         worker.send(refusal)
     while decode is not None and workers:
@@ -105,4 +127,6 @@ def _serve(gpu: int, workers: list[Connection], parent: int) -> None:
                 answer = [np.asarray(picture) for picture in decode(pictures, name)]
             except InputError as error:
                 answer = str(error)
+            except Exception:  # noqa: BLE001 (as above)
+                answer = _Failure(words=traceback.format_exc())
             worker.send(answer)

@@ -320,7 +320,12 @@ class Feed:
         while position < end:
             started = time.monotonic()
             decoding = self._start_decoding()
-            source = self._start(range(position, end), decoding)
+            try:
+                source = self._start(range(position, end), decoding)
+            except BaseException:
+                if decoding is not None:
+                    decoding.close()
+                raise
             try:
                 while position < end:
                     batches = [self._checked(next(source)) for _ in range(per_step)]

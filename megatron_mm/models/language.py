@@ -118,8 +118,6 @@ class LanguageModel(GPTModel):
     def _blockwise_losses(self, hidden_states: Tensor, weight: Tensor | None, labels: Tensor, block: int) -> Tensor:
         """The losses without the logits of all tokens at once."""
         layer: Any = self.output_layer
-        # For its hooks: Megatron-Core's DDP waits in them for weights that other ranks have updated.
-        layer(hidden_states[:0], weight=weight)
         shard = VocabShard(
             group=self.pg_collection.tp,
             first=self._first_token(),

@@ -43,7 +43,8 @@ def _peak(config: RunConfig) -> int:
     """Most bytes that tensors take in a second step; the first makes the optimizer's state."""
     platform = get_platform("cuda")
     with state.process_group(platform), state.model_parallel(config.parallel, config.seed) as groups:
-        trainee = build_trainee(config, build_model(config, platform, groups, IMAGE_TOKEN), groups)
+        chunks = build_model(config, platform, groups, IMAGE_TOKEN)
+        trainee = build_trainee(config, chunks, groups, overlap=platform.overlaps_collectives)
         batches = [batch_of(config, PACK)]
         train_step(trainee, batches, platform.device())
         torch.cuda.reset_peak_memory_stats()

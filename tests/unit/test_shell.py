@@ -182,7 +182,24 @@ def test_transformer_engine_is_compiled_with_the_headers_of_torchs_packages(gpu_
 
 
 def test_with_a_wheel_of_transformer_engine_nothing_is_compiled(gpu_machine: Path) -> None:
-    (gpu_machine / "transformer_engine_torch-2.11.0-cp312-cp312-linux_x86_64.whl").touch()
+    name = "transformer_engine_torch-2.11.0-{0}-{0}-linux_x86_64.whl"
+    (gpu_machine / name.format("cp39")).touch()  # for another Python
+    assert "no-compiler" in _set_up(gpu_machine, CXX="no-compiler", PIP_FIND_LINKS=str(gpu_machine)).stderr
+    (gpu_machine / name.format(f"cp{sys.version_info[0]}{sys.version_info[1]}")).touch()
     result = _set_up(gpu_machine, CXX="no-compiler", PIP_FIND_LINKS=f"/else {gpu_machine}")
     assert "compil" not in result.stdout + result.stderr
     assert len((gpu_machine / "calls").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_the_contract_asks_for_a_python_that_is_not_there(gpu_machine: Path) -> None:
+    result = _run(gpu_machine, "tools/setup_env.sh", "--gpu-contract", PYTHON312="false", HOME=str(gpu_machine))
+    assert result.returncode == 1
+    assert "Python 3.12, of which there is none here: install it" in result.stderr
+    assert not (gpu_machine / ".cache").exists()
+
+
+def test_what_an_installation_left_that_was_cut_off_is_not_taken_for_a_whole_one(gpu_machine: Path) -> None:
+    (gpu_machine / ".venv").mkdir()
+    (gpu_machine / ".venv" / "setup.stamp").write_text("of a whole one\n", encoding="utf-8")
+    _set_up(gpu_machine)
+    assert not (gpu_machine / ".venv" / "setup.stamp").exists()

@@ -82,11 +82,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def accelerators() -> list[str]:
-    """Names of the GPUs that torch sees, empty where there is none."""
-    return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
-
-
 def get_platform(name: str, files: DriverFiles = DriverFiles()) -> Platform:  # noqa: B008
     """The platform called "cuda", "cpu" or, by what the machine has, "auto".
 

@@ -126,3 +126,16 @@ def test_what_cannot_be_decoded_is_named_and_the_next_is_decoded(decode: Decoder
 def test_without_dali_a_run_ends(digits: Path, tokenizer: ChatTokenizer) -> None:
     with pytest.raises(InputError, match=r"data\.decoder=dali needs NVIDIA DALI"):
         next(_steps(digits, tokenizer, "dali"))
+
+
+def test_a_fault_of_the_process_is_told_as_it_is(log: Path, tmp_path: Path) -> None:
+    """It is not taken for a process that was killed, which would be started again and again."""
+    file = tmp_path / "site" / "nvidia" / "dali" / "pipeline.py"
+    file.write_text(
+        STAND_IN["pipeline.py"].replace("def build(self): pass", "def build(self): raise MemoryError('no room')"),
+        encoding="utf-8",
+    )
+    process = DecodeProcess(GPU, 1)
+    with pytest.raises(RuntimeError, match=r"(?s)decodes for this rank failed.*MemoryError: no room"):
+        process.connect(0)([encoded(Image.new("RGB", (4, 4)))], "a sample")
+    process.close()
