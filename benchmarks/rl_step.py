@@ -76,7 +76,7 @@ def _rollout(start: Path) -> list[Figure]:
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         load_initial(config, start / "anneal", chunks)
         engine = Engine(start / "model", "bfloat16", config.rl.rollout.max_sequences, colocation=Colocation(1))
-        exchange = WeightExchange(chunks, model_table(config.model), engine)
+        exchange = WeightExchange(chunks, model_table(config.model), engine, platform)
         graders = Graders.of_config(config.rl.reward)
         questions = Questions(config, data, tokenizer)
         sampler = Sampler(engine, 1, questions, tokenizer, graders, 0)
@@ -127,7 +127,7 @@ def _exchange(start: Path) -> list[Figure]:
         write_description(directory, config.model, tokenizer, DTYPE)
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         table, engine = model_table(config.model), Engine(directory, "bfloat16", colocation=Colocation(1))
-        exchange = WeightExchange(chunks, table, engine)
+        exchange = WeightExchange(chunks, table, engine, platform)
         ready = [(name, tensor.clone()) for name, tensor in to_hf(chunks, table)]
         parameters = [parameter.detach() for chunk in chunks for parameter in chunk.parameters()]
         copies = [parameter.clone() for parameter in parameters]

@@ -22,7 +22,7 @@ from megatron_mm.train.guard import Guard
 from megatron_mm.train.run import Place
 
 # Of a step's metrics, time/...: docs/rl.md.
-PHASES = ("rollout", "batches", "score", "update", "exchange", "other")
+PHASES = ("rollout", "batches", "score", "update", "exchange", "offload", "other")
 GIBIBYTE = 2**30
 
 
@@ -48,7 +48,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
         line = [_step(practice, platform, number) for number in range(config.train.steps)][-1]
         yield Figure("a step", line["time/step"], "s")
         for phase in PHASES:
-            yield Figure(f"a step: {phase}", line[f"time/{phase}"], "s")
+            yield Figure(f"a step: {phase}", line.get(f"time/{phase}", 0.0), "s")
         yield Figure("responses", line["responses"], "responses")
         yield Figure("tokens generated", line["tokens"], "tokens")
         yield Figure("tokens/s of a step", line["tokens"] / line["time/step"], "tokens/s")

@@ -6,7 +6,7 @@ from benchmarks.figure import Figure
 
 # tokens/s of a training step, and of decoding.
 STEP, DECODING = "tokens/s of a step", "tokens/s of decoding"
-# Of issue 24.
+# Wanted.
 LEAST_FP8, LEAST_GRAPHS = 1.2, 2.0
 _BF16, _EAGER, _GRAPHS = "step-bf16", "rollout-eager", "rollout-graphs"
 _FP8 = ("step-tensorwise", "step-blockwise", "step-delayed", "step-mxfp8")

@@ -51,7 +51,7 @@ class Measurement:
     by_default: bool = True
 
 
-# In this order: what the others are compared with first, then what issue 24 has bars for.
+# In this order: what the others are compared with first, then what has bars.
 MEASUREMENTS = {
     "ceilings": Measurement("benchmarks.gpu.ceilings:measure", 60),
     "step-bf16": Measurement("benchmarks.gpu.step:bf16", 150),

@@ -30,7 +30,7 @@ from megatron_mm.train.run import Place
 from megatron_mm.train.timing import PARTS
 
 RECIPE = "r4b/stage3"
-# Of the measured bf16 ceiling (issue 24).
+# Wanted of the measured bf16 ceiling.
 LEAST_SHARE = 0.45
 # Of the device's memory: a little less than a plan's 0.9, since a step that runs out of memory measures nothing.
 MEMORY_SHARE = 0.88

@@ -14,7 +14,7 @@ from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
 
-# Of issue 24, for the check that every sync has as well.
+# Wanted, with the check that every sync has.
 MOST_SECONDS = 0.35
 
 
@@ -27,7 +27,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
         yield copy_speed(platform, sizes.copy_bytes)
         yield Figure("parameters", num_parameters(chunks) / 1e9, "billion")
         table = model_table(config.model)
-        exchange = WeightExchange(chunks, table, engine)
+        exchange = WeightExchange(chunks, table, engine, platform)
         parts = engine.parts(weight_shapes(config))
         # The first one wakes the engine's memory, and compares every element with what was sent.
         first = seconds(platform, lambda: exchange(compare_all=True))

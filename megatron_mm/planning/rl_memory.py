@@ -56,12 +56,12 @@ class RLMemory:
         away = draws and self.offload
         passes = Memory(0, 0, 0, 0, 0, 0, 0) if draws else self.scoring if phase == "scoring" else trainer
         asleep = not draws and self.sleeps
-        # Offloaded, the reference comes for its own pass.
-        reference = phase == "scoring" or not self.offload
+        # A CPU's host is the device: nothing but gradients leaves. Offloaded, the reference comes for its own pass.
+        reference = phase == "scoring" or not (self.offload and self.sleeps)
         return {
             "weights": trainer.weights,
             "gradients": 0.0 if away else trainer.gradients,
-            "optimizer": 0.0 if away else trainer.optimizer,
+            "optimizer": 0.0 if away and self.sleeps else trainer.optimizer,
             "reference": self.reference if reference else 0.0,
             **{name: getattr(passes, name) for name in ("language", "vision", "output", "working")},
             "engine": 0.0 if asleep else self.engine,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from megatron_mm.generation.engine import Engine
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
+from megatron_mm.parallel.platform import Platform
 from megatron_mm.weights.mapping import Rule
 from megatron_mm.weights.stream import to_hf
 
@@ -30,7 +31,8 @@ class Exchange:
 
     Attributes:
         num_bytes: of what this rank's worker took.
-        load_seconds: for gathering, and for the engine to take them.
+        load_seconds: for gathering, and for the engine to take them. On a device that works behind the host's back,
+            what it does to note what was sent is in here.
         check_seconds: for noting what was sent, and comparing what the engine holds with it.
     """
 
@@ -46,7 +48,7 @@ class WeightExchange:
         chunks: this rank's part of the trained model.
         table: of all weights.
         engine: takes them.
-        words_at_a_time: see Platform.
+        platform: of the weights.
 
     Attributes:
         own: cut parameters of which no worker holds more than its rank's trainer does. They are not gathered.
@@ -57,9 +59,10 @@ class WeightExchange:
         chunks: Sequence[VisionLanguageModel],
         table: Sequence[Rule],
         engine: Engine,
-        words_at_a_time: int = _ROW,
+        platform: Platform,
     ):
-        self._chunks, self._table, self._engine, self._words = chunks, table, engine, words_at_a_time
+        self._chunks, self._table, self._engine, self._platform = chunks, table, engine, platform
+        self._words = platform.words_at_a_time
         shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
         self._parts = engine.parts(shapes)
         groups = chunks[0].groups
@@ -74,6 +77,7 @@ class WeightExchange:
         Raises:
             StaleWeightsError: a tensor did not arrive as it is, with its name.
         """
+        self._platform.synchronize()
         started, num_bytes, noting = time.monotonic(), 0, 0.0
         sent: dict[str, list[Tensor]] = {}
 
@@ -88,6 +92,7 @@ class WeightExchange:
                 yield name, tensor
 
         self._engine.load(noted(), self._parts)
+        self._platform.synchronize()
         loaded = time.monotonic()
         self._check(sent, compare_all)
         return Exchange(num_bytes, loaded - started - noting, time.monotonic() - loaded + noting)

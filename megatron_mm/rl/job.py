@@ -141,9 +141,7 @@ class ReinforceJob:
                 self._config.seed,
                 longest_wait(self._config),
             ),
-            exchange=WeightExchange(
-                trainee.chunks, model_table(self._config.model), engine, self._platform.words_at_a_time
-            ),
+            exchange=WeightExchange(trainee.chunks, model_table(self._config.model), engine, self._platform),
             algorithm=algorithm,
             reference=self._reference,
             guard=guard,

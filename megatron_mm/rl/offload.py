@@ -78,11 +78,10 @@ class Offload:
             return
         with timed():
             sizes = self._leave()
-        try:
-            yield
-        finally:
-            with timed():
-                self._return(sizes)
+        # Not after an error: the engine may still hold the memory, and what is missing then would hide what went wrong.
+        yield
+        with timed():
+            self._return(sizes)
 
     def _leave(self) -> list[tuple[UntypedStorage, int]]:
         """Move, and return the storages that were emptied with their sizes."""

@@ -65,7 +65,7 @@ def _exchange_in(configs: list[RunConfig], directory: Path, ranks: int) -> tuple
         for config in configs:
             with state.model_parallel(config.parallel, 0) as groups:
                 chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-                exchange = WeightExchange(chunks, model_table(config.model), engine)
+                exchange = WeightExchange(chunks, model_table(config.model), engine, platform)
                 for seed in range(2):
                     _move(chunks, seed)
                     report = exchange(compare_all=True)
@@ -112,7 +112,7 @@ def _answers_after_rests(config: RunConfig, directory: Path) -> list[list[list[i
         generators = _generators()
         engine = Engine(directory, "float32", seed=5, colocation=Colocation(1))
         assert _generators() == generators
-        exchange, wake_up = WeightExchange(chunks, model_table(config.model), engine), engine._llm.wake_up
+        exchange, wake_up = WeightExchange(chunks, model_table(config.model), engine, platform), engine._llm.wake_up
         engine._llm.wake_up = lambda tags=None: woken.append(tags) or wake_up(tags)
         with pytest.raises(RuntimeError, match="load some first"):
             engine.generate(prompts, pictures, max_tokens=4)
@@ -201,7 +201,7 @@ def _caught(config: RunConfig, directory: Path) -> dict[str, list[str]]:
     with state.process_group(platform), state.model_parallel(config.parallel, 0) as groups:
         chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
         engine = Engine(directory, "float32", colocation=Colocation(1))
-        exchange = WeightExchange(chunks, model_table(config.model), engine)
+        exchange = WeightExchange(chunks, model_table(config.model), engine, platform)
         load, before = engine.load, {}
 
         def remember(tensors: Tensors) -> Tensors:

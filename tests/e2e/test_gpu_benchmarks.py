@@ -16,7 +16,7 @@ from benchmarks.gpu.run import MEASUREMENTS, RATIOS, Measurement, measure_all, p
 from benchmarks.gpu.setting import DRY, Setting
 from benchmarks.run import RESULTS, ROOT
 
-# Figures that issue 24 has a bar for: where they are, and what they say.
+# Figures that have a bar: where they are, and what they say.
 BARS = {
     ("step-bf16", "share of the bf16 ceiling"): (0.45, "at least"),
     ("sync", "weight sync"): (0.35, "at most"),
@@ -30,7 +30,7 @@ BARS = {
 NAMES = {
     "ceilings": ["bf16 product of matrices", "fp8 product of matrices", "copy in the device's memory"],
     "sync": ["copy in the device's memory", "parameters", "weight sync", "weight sync without its check"],
-    "bpo_step": ["a step", *(f"a step: {phase}" for phase in ("rollout", "score", "update", "exchange"))],
+    "bpo_step": ["a step", *(f"a step: {phase}" for phase in ("rollout", "score", "update", "exchange", "offload"))],
     **{
         f"step-{recipe}": [STEP, "operations of the model alone", "a step", "peak memory"]
         for recipe in ("bf16", "tensorwise", "blockwise", "delayed")

@@ -38,7 +38,7 @@ def _answers(setting: Setting, has_graphs: bool) -> tuple[list[Answers], list[st
         trainer_and_engine(config, setting, platform) as (chunks, engine),
     ):
         questions = Questions(config, data, data.tokenizer())
-        exchange = WeightExchange(chunks, table, engine)
+        exchange = WeightExchange(chunks, table, engine, platform)
         exchange(compare_all=True)
         answers = [_asked(engine, questions)]
         engine.rest(keeps_weights=True)

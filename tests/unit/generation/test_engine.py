@@ -1,4 +1,4 @@
-"""What vLLM is asked for, by what the machine is. vLLM's own judgement of it is in tests/contract."""
+"""What vLLM is asked for, by what the machine is. vLLM's own judgement of it is in tests/gpu_contract."""
 
 from pathlib import Path
 
