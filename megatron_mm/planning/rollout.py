@@ -180,6 +180,11 @@ def engine_faults(config: RunConfig) -> list[str]:
     if config.model.language.experts is not None:
         return ["the model has experts, whose weights cannot be handed to vLLM yet; take a model without"]
     cache_bytes = _rl(config).rollout.cache_bytes
+    if cache_bytes is None and config.fp8.recipe != "none":
+        return [
+            f"fp8.recipe={config.fp8.recipe} keeps copies of the weights in 8 bits from the first pass on, which "
+            "rl.rollout.cache_gib=auto does not foresee; give rl.rollout.cache_gib a number, or set fp8.recipe=none"
+        ]
     fault = None if cache_bytes is None else cache_fault(config, cache_bytes)
     return [] if fault is None else [fault]
 

@@ -299,6 +299,7 @@ def test_the_command_says_that_a_host_is_too_small(capsys: pytest.CaptureFixture
         (("rl.rollout.ranks=16",), "rl.rollout.ranks=16 does not divide the 8 ranks of a machine"),
         (("rl.rollout.cache_gib=2",), "rl.rollout.cache_gib=2.0 holds no sequence of data.max_sequence_tokens=16384"),
         (("model.language={preset: qwen3-30b-a3b}",), "the model has experts"),
+        (("fp8.recipe=tensorwise",), "fp8.recipe=tensorwise keeps copies of the weights in 8 bits"),
     ],
 )
 def test_what_cannot_be_is_named(capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str) -> None:
