@@ -44,13 +44,14 @@ def content_of(
         step: number of steps done.
         progress: plain values that `resume` returns.
     """
-    model = model_state(chunks)
+    states = _sharded_states(chunks)
+    model, history = _tensors(states), _fp8_history(chunks, states)
     return {
         "progress": {**progress, "step": step},
         "format": FORMAT,
         "optimizer_kind": _kind(optimizer),
         "model": model,
-        "fp8_history": _fp8_history(chunks),
+        "fp8_history": {number: _not_empty(of_chunk) for number, of_chunk in history.items()},
         "optimizer": optimizer_state(optimizer, model, _metadata()),
     }
 
@@ -108,9 +109,10 @@ def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: M
     """
     checkpoint = find(checkpoint)
     _check_resumable(optimizer, checkpoint)
-    sharded = model_state(chunks)
+    states = _sharded_states(chunks)
+    sharded = _tensors(states)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_metadata())
-    history = _stored_part(_fp8_history(chunks, is_loading=True), checkpoint)
+    history = _stored_part(_fp8_history(chunks, states), checkpoint)
     loaded = _load({"model": sharded, "fp8_history": history, "optimizer": optimizer_state}, checkpoint)
     # Megatron-Core leaves out what is empty.
     _fill(chunks, loaded["model"], loaded.get("fp8_history", {}))
@@ -149,34 +151,40 @@ def model_state(chunks: Sequence[VisionLanguageModel]) -> dict[str, Any]:
     checkpoint that held them could only be loaded into the layers that wrote it. See `_fp8_history` for the ones that
     matter.
     """
+    return _tensors(_sharded_states(chunks))
+
+
+def _sharded_states(chunks: Sequence[VisionLanguageModel]) -> dict[str, dict[str, Any]]:
+    """Return all that Megatron-Core would write of each chunk; FP8 layers wait for the GPU to serialize theirs."""
+    return {str(number): chunk.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(chunks)}
+
+
+def _tensors(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
-        str(number): {
-            name: entry
-            for name, entry in chunk.sharded_state_dict(metadata=_metadata()).items()
-            if not isinstance(entry, ShardedObject)
-        }
-        for number, chunk in enumerate(chunks)
+        number: {name: entry for name, entry in of_chunk.items() if not isinstance(entry, ShardedObject)}
+        for number, of_chunk in states.items()
     }
 
 
-def _fp8_history(chunks: Sequence[VisionLanguageModel], *, is_loading: bool = False) -> dict[str, dict[str, Any]]:
+def _fp8_history(
+    chunks: Sequence[VisionLanguageModel], states: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, ShardedObject]]:
     """Return what delayed scaling remembers of past steps, chunk by chunk: the largest values, and the scales.
 
-    Transformer Engine serializes them into one byte tensor a module. The other FP8 recipes take each scale from the
-    tensor at hand and remember nothing.
+    Transformer Engine serializes them into one byte tensor a module, empty before a module's first step. The other FP8
+    recipes take each scale from the tensor at hand and remember nothing.
 
     Args:
-        is_loading: whether to return the entries of modules that have nothing to remember yet as well.
+        chunks: the model.
+        states: see `_sharded_states`.
     """
     return {
-        str(number): {
+        number: {
             name: entry
-            for name, entry in chunk.sharded_state_dict(metadata=_metadata()).items()
-            if isinstance(entry, ShardedObject)
-            and _is_delayed(chunk, name)
-            and (is_loading or (isinstance(entry.data, torch.Tensor) and entry.data.numel() > 0))
+            for name, entry in states[number].items()
+            if isinstance(entry, ShardedObject) and _is_delayed(chunk, name)
         }
-        for number, chunk in enumerate(chunks)
+        for number, chunk in zip(states, chunks, strict=True)
     }
 
 
@@ -186,7 +194,15 @@ def _is_delayed(chunk: VisionLanguageModel, name: str) -> bool:
     return bool(config.fp8) and config.fp8_recipe == "delayed"
 
 
-def _stored_part(history: dict[str, dict[str, Any]], checkpoint: Path) -> dict[str, dict[str, Any]]:
+def _not_empty(history: Mapping[str, ShardedObject]) -> dict[str, ShardedObject]:
+    return {
+        name: entry
+        for name, entry in history.items()
+        if isinstance(entry.data, torch.Tensor) and entry.data.numel() > 0
+    }
+
+
+def _stored_part(history: dict[str, dict[str, ShardedObject]], checkpoint: Path) -> dict[str, dict[str, ShardedObject]]:
     """Return the entries of `history` that a checkpoint has; one of another FP8 recipe has none."""
     if not any(history.values()):
         return history
@@ -212,8 +228,10 @@ def _fill(
 ) -> None:
     """Put loaded tensors into the model. Modules without an entry in `history` keep what they remember."""
     for number, chunk in enumerate(chunks):
-        kept = {name: value for name, value in chunk.state_dict().items() if name.endswith(_EXTRA_STATE)}
-        chunk.load_state_dict({**kept, **loaded[str(number)], **(history or {}).get(str(number), {})})
+        values = {**loaded[str(number)], **(history or {}).get(str(number), {})}
+        missing, unexpected = chunk.load_state_dict(values, strict=False)
+        assert not unexpected, unexpected
+        assert all(name.endswith(_EXTRA_STATE) for name in missing), missing
 
 
 def _metadata() -> dict[str, Any]:
