@@ -1,7 +1,7 @@
 """One process a rank that decodes on the rank's GPU for all of its loader workers.
 
 A loader worker is a fork of the training process, which uses CUDA: it cannot use CUDA itself. Spawned workers could,
-but each would hold a CUDA context and nvJPEG's buffers. So workers send encoded pictures to this process, and it sends
+but each would hold a CUDA context and nvJPEG's buffers. So workers send encoded images to this process, and it sends
 pixels back. It holds one context a rank, on that rank's GPU.
 """
 
@@ -23,13 +23,13 @@ from megatron_mm.processes import end_with_parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Failure:
-    """An answer to pictures that is about the process and not about them.
+    """An answer that is about the process and not about the images.
 
     Attributes:
-        words: the traceback.
+        traceback: what happened there.
     """
 
-    words: str
+    traceback: str
 
 
 class DecodeProcess:
@@ -68,16 +68,11 @@ class DecodeProcess:
 
 
 class _RemoteDecoder:
-    """Has pictures decoded by a process; see Decoder."""
+    """Has images decoded by a process; see Decoder."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
-        refusal = self._receive()
-        if isinstance(refusal, _Failure):
-            raise RuntimeError(f"the process that decodes for this rank did not start:\n{refusal.words}")
-        if refusal is not None:
-            assert isinstance(refusal, str)
-            raise InputError(refusal)
+        self._receive()  # the greeting
 
     def __call__(self, pictures: Sequence[bytes], name: str) -> list[Image.Image]:
         if not pictures:
@@ -86,35 +81,36 @@ class _RemoteDecoder:
             self._connection.send((list(pictures), name))
         except ConnectionError:
             sys.exit(1)  # see _receive
-        answer = self._receive()
-        if isinstance(answer, str):
-            raise InputError(answer)
-        if isinstance(answer, _Failure):
-            raise RuntimeError(f"the process that decodes for this rank failed:\n{answer.words}")
-        assert answer is not None
-        return [Image.fromarray(pixels) for pixels in answer]
+        return [Image.fromarray(pixels) for pixels in self._receive()]
 
-    def _receive(self) -> list[np.ndarray] | str | _Failure | None:
+    def _receive(self) -> list[np.ndarray]:
+        """Return the next answer.
+
+        Raises:
+            InputError: the answer says what is wrong with the images, or that DALI is missing.
+            RuntimeError: the process failed.
+        """
         try:
-            return self._connection.recv()
+            answer = self._connection.recv()
         except (EOFError, ConnectionError):
             # The process was killed. A worker that ends as well is started again with a new process (loader.py, Feed).
             sys.exit(1)
+        if isinstance(answer, str):
+            raise InputError(answer)
+        if isinstance(answer, _Failure):
+            raise RuntimeError(f"the process that decodes for this rank failed:\n{answer.traceback}")
+        return answer
 
 
 def _serve(gpu: int, workers: list[Connection], parent: int) -> None:
     """Greet each worker, with what is wrong if anything is, and answer until the process is killed."""
     end_with_parent(parent)
-    decode: DaliDecoder | None = None
-    refusal: str | _Failure | None = None
     try:
-        decode = DaliDecoder(gpu)
-    except InputError as error:
-        refusal = str(error)
-    except Exception:  # noqa: BLE001 (the workers tell it; started again, it would fail again)
-        refusal = _Failure(words=traceback.format_exc())
+        decode, greeting = DaliDecoder(gpu), []
+    except Exception as error:  # noqa: BLE001 (the workers raise it; a process started again would fail again)
+        decode, greeting = None, _problem(error)
     for worker in workers:
-        worker.send(refusal)
+        worker.send(greeting)
     while decode is not None and workers:
         for worker in wait(workers):
             assert isinstance(worker, Connection)
@@ -125,8 +121,13 @@ def _serve(gpu: int, workers: list[Connection], parent: int) -> None:
                 continue
             try:
                 answer = [np.asarray(picture) for picture in decode(pictures, name)]
-            except InputError as error:
-                answer = str(error)
-            except Exception:  # noqa: BLE001 (as above)
-                answer = _Failure(words=traceback.format_exc())
+            except Exception as error:  # noqa: BLE001 (as above)
+                answer = _problem(error)
             worker.send(answer)
+
+
+def _problem(error: Exception) -> str | _Failure:
+    """Return what a worker gets instead of pixels."""
+    if isinstance(error, InputError):
+        return str(error)
+    return _Failure(traceback="".join(traceback.format_exception(error)))

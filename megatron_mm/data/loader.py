@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -319,38 +320,36 @@ class Feed:
         position, end = self._steps.start * per_step, self._steps.stop * per_step
         while position < end:
             started = time.monotonic()
-            decoding = self._start_decoding()
-            try:
+            with self._decoding() as decoding:
                 source = self._start(range(position, end), decoding)
-            except BaseException:
-                if decoding is not None:
-                    decoding.close()
-                raise
-            try:
-                while position < end:
-                    batches = [self._checked(next(source)) for _ in range(per_step)]
-                    self.waited_seconds += time.monotonic() - started
-                    position += per_step
-                    yield batches
-                    started = time.monotonic()
-            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-                if not self._tells_of_a_death(error):
-                    raise
-                restarts += 1
-                if restarts > MAX_RESTARTS:
-                    raise InputError(
-                        f"loader workers were killed {restarts} times; is memory short? Lower data.num_workers"
-                    ) from None
-                print("megatron-mm: a loader worker was killed; starting them again", file=sys.stderr, flush=True)
-            finally:
-                del source  # ends the workers
-                if decoding is not None:
-                    decoding.close()
+                try:
+                    while position < end:
+                        batches = [self._checked(next(source)) for _ in range(per_step)]
+                        self.waited_seconds += time.monotonic() - started
+                        position += per_step
+                        yield batches
+                        started = time.monotonic()
+                except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                    if not self._tells_of_a_death(error):
+                        raise
+                    restarts += 1
+                    if restarts > MAX_RESTARTS:
+                        raise InputError(
+                            f"loader workers were killed {restarts} times; is memory short? Lower data.num_workers"
+                        ) from None
+                    print("megatron-mm: a loader worker was killed; starting them again", file=sys.stderr, flush=True)
+                finally:
+                    del source  # ends the workers
 
-    def _start_decoding(self) -> DecodeProcess | None:
-        """The process that decodes on this rank's GPU, where there are workers that cannot."""
+    @contextmanager
+    def _decoding(self) -> Iterator[DecodeProcess | None]:
+        """Within, a process decodes on this rank's GPU, where there are workers that cannot."""
         gpu, workers = self._dataset.gpu, self._data.num_workers
-        return None if gpu is None or workers == 0 or self._data.decoder != "dali" else DecodeProcess(gpu, workers)
+        if gpu is None or workers == 0 or self._data.decoder != "dali":
+            yield None
+            return
+        with closing(DecodeProcess(gpu, workers)) as process:
+            yield process
 
     def _tells_of_a_death(self, error: Exception) -> bool:
         """Whether a worker is gone: torch says so, or a batch that it still had to hand over cannot be fetched."""
