@@ -24,6 +24,7 @@ from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.weights.export import SHARD_BYTES, write_directory
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.source import open_source
 from megatron_mm.weights.stream import BUCKET_BYTES, from_hf, to_hf
 from megatron_mm.weights.tables import model_table
@@ -88,12 +89,8 @@ def _config() -> RunConfig:
 
 def _random_tensors(config: RunConfig) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    for rule in model_table(config.model):
-        for name, shape in zip(rule.hf, rule.shapes, strict=True):
-            yield (
-                name,
-                torch.randint(-(2**14), 2**14, shape, dtype=torch.int16, generator=generator).view(torch.bfloat16),
-            )
+    for name, shape in hf_shapes(model_table(config.model)).items():
+        yield name, torch.randint(-(2**14), 2**14, shape, dtype=torch.int16, generator=generator).view(torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
 from megatron_mm.weights.export import write_description
 from megatron_mm.weights.stream import dtype_name
-from megatron_mm.weights.tables import model_table
 
 
 @contextmanager
@@ -40,11 +39,6 @@ def trainer_and_engine(
             colocation=Colocation(1, config.data.max_sequence_tokens, setting.sizes.cache_bytes),
         )
         yield chunks, engine
-
-
-def weight_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor by its Hugging Face name."""
-    return {name: shape for rule in model_table(config.model) for name, shape in zip(rule.hf, rule.shapes, strict=True)}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.figure import Figure
-from benchmarks.gpu.engine import trainer_and_engine, weight_shapes, without_graphs
+from benchmarks.gpu.engine import trainer_and_engine, without_graphs
 from benchmarks.gpu.photos import prepare_photos
 from benchmarks.gpu.ratios import DECODING
 from benchmarks.gpu.setting import Setting
@@ -12,6 +12,7 @@ from megatron_mm.data.shards import PreparedData
 from megatron_mm.generation.engine import Engine, Sampling
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.rl.questions import Questions
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
 
@@ -34,7 +35,8 @@ def _rollouts(setting: Setting, name: str) -> Iterator[Figure]:
     data = PreparedData(str(setting.data))
     began = time.monotonic()
     with trainer_and_engine(config, setting, platform) as (chunks, engine):
-        parts, table = engine.parts(weight_shapes(config)), model_table(config.model)
+        table = model_table(config.model)
+        parts = engine.parts(hf_shapes(table))
 
         def generate(num_sequences: int, num_tokens: int) -> tuple[float, int]:
             # A load empties the engine's caches, so the same prompts can be asked again.

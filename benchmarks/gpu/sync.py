@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 from benchmarks.figure import Figure
 from benchmarks.gpu.ceilings import copy_speed
-from benchmarks.gpu.engine import num_parameters, trainer_and_engine, weight_shapes
+from benchmarks.gpu.engine import num_parameters, trainer_and_engine
 from benchmarks.gpu.photos import prepare_photos
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timing import seconds
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.rl.exchange import WeightExchange
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
 
@@ -28,7 +29,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
         yield Figure("parameters", num_parameters(chunks) / 1e9, "billion")
         table = model_table(config.model)
         exchange = WeightExchange(chunks, table, engine, platform)
-        parts = engine.parts(weight_shapes(config))
+        parts = engine.parts(hf_shapes(table))
         # The first one wakes the engine's memory, and compares every element with what was sent.
         first = seconds(platform, lambda: exchange(compare_all=True))
         whole, loaded, waking = [], [], []

@@ -12,7 +12,7 @@ from megatron_mm.generation.engine import Engine
 from megatron_mm.models.vlm import VisionLanguageModel
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import Platform
-from megatron_mm.weights.mapping import Rule
+from megatron_mm.weights.mapping import Rule, hf_shapes
 from megatron_mm.weights.stream import to_hf
 
 # Words of 64 bits in a row, half a megabyte; rows and their sums are the same however many are worked on at a time.
@@ -31,8 +31,8 @@ class Exchange:
 
     Attributes:
         num_bytes: of what this rank's worker took.
-        load_seconds: for gathering, and for the engine to take them. On a device that works behind the host's back,
-            what it does to note what was sent is in here.
+        load_seconds: for gathering, and for the engine to take them; where the device computes while the host goes on,
+            the sums of what was sent are in here.
         check_seconds: for noting what was sent, and comparing what the engine holds with it.
     """
 
@@ -63,8 +63,7 @@ class WeightExchange:
     ):
         self._chunks, self._table, self._engine, self._platform = chunks, table, engine, platform
         self._words = platform.words_at_a_time
-        shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
-        self._parts = engine.parts(shapes)
+        self._parts = engine.parts(hf_shapes(table))
         groups = chunks[0].groups
         self.own = self._held_by_trainer(groups.tp.rank(), groups.tp.size())
 

@@ -32,6 +32,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import LanguageConfig, ModelConfig
 from megatron_mm.files import appearing_whole
 from megatron_mm.weights.files import write_shards
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.modeling_r4b import PRE_NORM_EPS
 from megatron_mm.weights.tables import VISION, model_table
 
@@ -73,7 +74,7 @@ def write_directory(
             back.
     """
     check_format(model, form)
-    shapes = [pair for rule in model_table(model) for pair in zip(rule.hf, rule.shapes, strict=True)]
+    shapes = list(hf_shapes(model_table(model)).items())
     if form is Format.ONEVISION:
         # transformers' ViT has a final norm behind the features that are taken, and complains where it is missing.
         filler = _unused_norm(model, dtype)

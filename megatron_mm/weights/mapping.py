@@ -6,7 +6,7 @@ its parts, and parts of all ranks are joined after they have been taken apart. E
 joined, never computed with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -159,6 +159,11 @@ class PaddedVocabulary(Rule):
 
     def shard_shape(self, ranks: int) -> Shape:
         return (self.padded // ranks, self.shapes[0][1])
+
+
+def hf_shapes(table: Iterable[Rule]) -> dict[str, Shape]:
+    """Return the shape of each Hugging Face tensor of a table, by its name, in the table's order."""
+    return {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
 
 
 def _cut(shape: Shape, axis: int | None, ranks: int) -> Shape:

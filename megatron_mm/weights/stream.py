@@ -14,7 +14,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.models.language import first_expert
 from megatron_mm.models.vision import POSITIONS, fitted_positions
 from megatron_mm.models.vlm import VisionLanguageModel
-from megatron_mm.weights.mapping import Readable, Rule
+from megatron_mm.weights.mapping import Readable, Rule, hf_shapes
 from megatron_mm.weights.sizes import groups_up_to, numel
 
 LAYERS = "language.decoder.layers."
@@ -152,7 +152,7 @@ def check_tensors(table: Iterable[Rule], tensors: Mapping[str, Readable], where:
     Raises:
         InputError: a tensor is missing, has the wrong shape, or would be left over.
     """
-    shapes = {name: shape for rule in table for name, shape in zip(rule.hf, rule.shapes, strict=True)}
+    shapes = hf_shapes(table)
     positions = {rule.hf[0] for rule in table if rule.megatron == POSITIONS}
     faults = [f"it lacks {name} {list(shapes[name])}" for name in shapes if name not in tensors]
     faults += [f"the model has no {name}" for name in sorted(tensors.keys() - shapes.keys())]

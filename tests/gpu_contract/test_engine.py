@@ -15,6 +15,7 @@ from megatron_mm.data.shards import TOKENIZER
 from megatron_mm.generation.engine import Colocation, engine_arguments
 from megatron_mm.generation.weights import find_parts, uncovered
 from megatron_mm.weights.export import write_description
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.tables import model_table
 from tests.gpu_contract.vllm_stand_in import engine_config, engine_model, gpu_platform
 from tests.ranks import run_alone
@@ -77,9 +78,7 @@ def _found(config: RunConfig, folder: Path) -> Found:
     with gpu_platform():
         made = engine_config(arguments)
         model = engine_model(made, folder)
-    shapes = {
-        name: shape for rule in model_table(config.model) for name, shape in zip(rule.hf, rule.shapes, strict=True)
-    }
+    shapes = hf_shapes(model_table(config.model))
     parts = find_parts(model, shapes)
     keys = next(name for name in parts if name.endswith("self_attn.k_proj.weight"))
     misshapen = []

@@ -10,6 +10,7 @@ from megatron_mm.config.schema import ModelConfig
 from megatron_mm.convert.checkpoint_weights import skeleton_of
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.modeling_r4b import RForConditionalGeneration
 from megatron_mm.weights.names import not_of_the_model, our_names
 from megatron_mm.weights.stream import parameters_by_name
@@ -29,10 +30,6 @@ def _shapes(module: torch.nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _of_table(rules: list[Any]) -> Shapes:
-    return {name: shape for rule in rules for name, shape in zip(rule.hf, rule.shapes, strict=True)}
-
-
 def _numel(shapes: Shapes) -> int:
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
@@ -41,7 +38,7 @@ def test_qwen3_4b_is_mapped_whole() -> None:
     with torch.device("meta"):
         theirs = _shapes(Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)))
     theirs.pop("lm_head.weight")  # tied: not in the files
-    ours = _of_table(language_table(_recipe("model.language.tied_embeddings=true").language))
+    ours = hf_shapes(language_table(_recipe("model.language.tied_embeddings=true").language))
     assert {f"{LANGUAGE}{name.removeprefix('model.')}": shape for name, shape in theirs.items()} == ours
     # The model card: 4.0 B parameters, 3.6 B without the embedding.
     assert _numel(ours) == 4_022_468_096
@@ -54,7 +51,7 @@ def test_siglip2_so400m_is_mapped_whole() -> None:
     names = our_names(theirs, "vision", "here")
     beside = {name for name in names if not_of_the_model(name, 27)}
     assert all("post_layernorm" in name or ".head." in name for name in beside)
-    ours = _of_table(vision_table(_recipe("model.vision.drop_last_layers=0").vision))
+    ours = hf_shapes(vision_table(_recipe("model.vision.drop_last_layers=0").vision))
     assert {name: theirs[names[name]] for name in names.keys() - beside} == ours
     # With the pooling head and the final norm, the released vision model has 428,225,600 parameters.
     assert _numel(theirs) == 428_225_600
@@ -70,7 +67,7 @@ def test_r4b_is_mapped_whole() -> None:
     with torch.device("meta"):
         theirs = _shapes(RForConditionalGeneration(config))
     names = our_names(theirs, "whole", "here")
-    ours = _of_table(model_table(_recipe()))
+    ours = hf_shapes(model_table(_recipe()))
     assert {name: theirs[stored] for name, stored in names.items()} == ours
     # Listed as 4.82 B parameters.
     assert round(_numel(ours) / 1e9, 2) == 4.82
@@ -94,4 +91,4 @@ def test_our_model_has_the_tables_parameters() -> None:
     for model, parameters in zip(models, run_on_ranks(_parameters, 1, models)[0], strict=True):
         assert parameters == {rule.megatron: rule.shard_shape(1) for rule in model_table(model)}
     # The model card of Qwen3-30B-A3B: 30.5 B parameters.
-    assert round(_numel(_of_table(language_table(experts.language))) / 1e9, 1) == 30.5
+    assert round(_numel(hf_shapes(language_table(experts.language))) / 1e9, 1) == 30.5
