@@ -4,6 +4,8 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_mm.parallel.platform.cpu import CpuPlatform
+
 # For the environment of a process before it starts: blocks above 256 KiB are given back when they are freed.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
@@ -12,11 +14,7 @@ def growth(run: Callable[[], object]) -> int:
     """Bytes by which this process' resident memory exceeds, at most while `run` runs, the most of before."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
-    before = _high_water()
+    peak = CpuPlatform().peak_memory_bytes
+    before = peak()["resident"]
     run()
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return peak()["resident"] - before

@@ -35,7 +35,7 @@ def measure() -> list[Figure]:
         (ours, our_seconds), (whole, whole_seconds) = (
             run_alone(_forward_backward, file, whole=file.name == "whole") for file in files
         )
-        mine, reference = (torch.load(file, mmap=True) for file in files)
+        mine, reference = (torch.load(file, mmap=True, weights_only=True) for file in files)
         differences = {name: float((mine[name] - tensor).norm() / tensor.norm()) for name, tensor in reference.items()}
     what = f"{TOKENS:,} trained tokens, vocabulary {VOCABULARY:,}, hidden {HIDDEN:,}, fp32"
     return [

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.figure import Figure
 from benchmarks.gpu.photos import prepare_photos
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import seconds
+from benchmarks.gpu.timing import peak_memory, seconds
 from megatron_mm.chat.tokenizer import IMAGE
 from megatron_mm.data.shards import PreparedData
 from megatron_mm.models.vlm import build_model
@@ -23,7 +23,6 @@ from megatron_mm.train.run import Place
 
 # Of a step's metrics, time/...: docs/rl.md.
 PHASES = ("rollout", "batches", "score", "update", "exchange", "offload", "other")
-GIBIBYTE = 2**30
 
 
 def measure(setting: Setting) -> Iterator[Figure]:
@@ -54,8 +53,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
         yield Figure("tokens/s of a step", line["tokens"] / line["time/step"], "tokens/s")
         yield Figure("tokens/s of its rollouts", line["tokens"] / line["time/rollout"], "tokens/s")
         yield Figure("difference of log-probabilities, mean", line["logprob_difference/mean"], "nats")
-        peak = next(iter(platform.peak_memory_bytes().values()))
-        yield Figure("peak memory", peak / GIBIBYTE, "GiB")
+        yield peak_memory(platform)
 
 
 def _step(practice: Practice, platform: Platform, number: int) -> dict[str, float]:

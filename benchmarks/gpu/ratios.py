@@ -20,7 +20,7 @@ def ratios(measured: Mapping[str, Sequence[Figure]]) -> tuple[list[Figure], list
 
     Returns:
         The ratios, each after the figures that it is made of; and the names of measurements whose failure leaves one
-        untold.
+        out.
     """
     figures, missing = list[Figure](), list[str]()
     asked = [name for name in _FP8 if name in measured]

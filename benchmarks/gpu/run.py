@@ -129,7 +129,7 @@ def measure_all(chosen: Mapping[str, Measurement], setting: Setting, deadline: f
         outcomes[name] = outcome
         _write(setting.results, name, outcome)
     figures, missing = ratios({name: outcome.figures for name, outcome in outcomes.items()})
-    problem = f"cannot be told without {', '.join(missing)}" if missing else None
+    problem = f"cannot be computed without {', '.join(missing)}" if missing else None
     device = next((outcome.device for outcome in outcomes.values() if outcome.device is not None), None)
     outcomes[RATIOS] = Outcome(figures=figures, seconds=0, problem=problem, device=device)
     _write(setting.results, RATIOS, outcomes[RATIOS])
@@ -151,7 +151,7 @@ def _measured(name: str, measurement: Measurement, setting: Setting, deadline: f
     process.start()
     process.join(allowed)
     hangs = process.is_alive()
-    # With what it has started, and may have left behind.
+    # With the processes that it has started and may have left running.
     assert process.pid is not None
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -11,9 +11,9 @@ from benchmarks.gpu.ceilings import bf16_product
 from benchmarks.gpu.photos import prepare_photos
 from benchmarks.gpu.ratios import STEP
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import seconds
+from benchmarks.gpu.timing import GIBIBYTE, peak_memory, seconds
 from megatron_mm.chat.tokenizer import IMAGE
-from megatron_mm.config.flops import recomputed_flops, training_flops
+from megatron_mm.config.flops import training_flops
 from megatron_mm.config.layout import check_layout
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import PreparedData
@@ -23,6 +23,7 @@ from megatron_mm.parallel.platform import Platform, get_platform
 from megatron_mm.parallel.watchdog import watch
 from megatron_mm.planning.load import Load, LoadOptions, assumed_load
 from megatron_mm.planning.memory import worst_memory
+from megatron_mm.planning.steptime import flops_done_again
 from megatron_mm.train.assemble import build_trainee
 from megatron_mm.train.guard import Guard
 from megatron_mm.train.learning import Learning, LearningJob
@@ -34,7 +35,6 @@ RECIPE = "r4b/stage3"
 LEAST_SHARE = 0.45
 # Of the device's memory: a little less than a plan's 0.9, since a step that runs out of memory measures nothing.
 MEMORY_SHARE = 0.88
-GIBIBYTE = 2**30
 PROFILE_ROWS = 30
 
 
@@ -103,8 +103,7 @@ def _step(setting: Setting, platform: Platform, fp8: str) -> Iterator[Figure]:
         split = _taken(learning, platform, len(steps), is_logged=True)
         for part in PARTS:
             yield Figure(f"a step with its clocks: {part}", split.get(f"time/{part}", 0.0), "s")
-        peak = next(iter(platform.peak_memory_bytes().values()))
-        yield Figure("peak memory", peak / GIBIBYTE, "GiB")
+        yield peak_memory(platform)
         yield Figure("peak memory that was planned", planned / GIBIBYTE, "GiB")
         _write_profile(setting, learning, platform, len(steps) + 1, fp8)
 
@@ -149,9 +148,8 @@ def _taken(learning: Learning, platform: Platform, number: int, *, is_logged: bo
 def _recomputed(config: RunConfig, load: Load) -> float:
     """Return what a step does twice, as a share of what it has to do once."""
     amounts = load.tokens, load.squared_tokens, load.tiles, load.trained_tokens
-    model, trained = config.model, config.train.trained
-    again = recomputed_flops(model, trained, config.train.recompute)
-    return again.of(*amounts) / training_flops(model, trained).of(*amounts)
+    once = training_flops(config.model, config.train.trained)
+    return flops_done_again(config, load).of(*amounts) / once.of(*amounts)
 
 
 def _write_profile(setting: Setting, learning: Learning, platform: Platform, number: int, fp8: str) -> None:

@@ -1,10 +1,13 @@
-"""Seconds of work on a device."""
+"""Seconds of work on a device, and the memory that it took."""
 
 import statistics
 import time
 from collections.abc import Callable
 
+from benchmarks.figure import Figure
 from megatron_mm.parallel.platform import Platform
+
+GIBIBYTE = 2**30
 
 
 def seconds(platform: Platform, work: Callable[[], object]) -> float:
@@ -21,3 +24,8 @@ def median_seconds(platform: Platform, work: Callable[[], object], *, warm_up: i
     for _ in range(warm_up):
         work()
     return statistics.median(seconds(platform, work) for _ in range(repeats))
+
+
+def peak_memory(platform: Platform) -> Figure:
+    """Return the most memory that this process has held; on a device what tensors took of it."""
+    return Figure("peak memory", next(iter(platform.peak_memory_bytes().values())) / GIBIBYTE, "GiB")

@@ -60,7 +60,7 @@ def step_time(config: RunConfig, num_ranks: int, gpu: Gpu, load: Load, utilisati
     micro_batches = num_micro_batches(config, num_ranks)
     batch = load.times(train.micro_batch)
     once = training_flops(config.model, train.trained)
-    again = _done_again(config, batch)
+    again = flops_done_again(config, batch)
     stages = _stages(config, batch, (once, again))
     slowest = max(range(len(stages)), key=lambda stage: stages[stage])
     speed = gpu.peak_tflops * 1e12 * utilisation
@@ -83,7 +83,7 @@ def step_time(config: RunConfig, num_ranks: int, gpu: Gpu, load: Load, utilisati
     )
 
 
-def _done_again(config: RunConfig, batch: Load) -> Flops:
+def flops_done_again(config: RunConfig, batch: Load) -> Flops:
     """Return what the backward pass of a micro-batch does a second time: train.recompute's layers, blocks of logits."""
     parallel, language, train = config.parallel, config.model.language, config.train
     again = recomputed_flops(config.model, train.trained, train.recompute)
