@@ -23,6 +23,11 @@ install() {
         fail "cannot install $what: $(grep -E '^ERROR' "$LOG" | head -n 1) (all of it in $LOG)"
 }
 
+# site_packages: the directory of VENV's packages.
+site_packages() {
+    "$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+}
+
 # requirements EXTRA...: those of setup.py, one a line.
 requirements() {
     "$PYTHON312" - "$@" <<'PYTHON'
@@ -70,13 +75,13 @@ check_build_needs() {
 
 # prepare_build: after torch, whose packages have CUDA's headers. A toolkit may have a part of them only.
 prepare_build() {
-    local header cores by_memory
-    SITE=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    export CUDA_HOME="${CUDA_HOME:-$SITE/nvidia/cu13}"
-    export CPATH="$SITE/nvidia/cu13/include:$SITE/nvidia/cudnn/include:$SITE/nvidia/nccl/include${CPATH:+:$CPATH}"
+    local site header cores by_memory
+    site=$(site_packages)
+    export CUDA_HOME="${CUDA_HOME:-$site/nvidia/cu13}"
+    export CPATH="$site/nvidia/cu13/include:$site/nvidia/cudnn/include:$site/nvidia/nccl/include${CPATH:+:$CPATH}"
     for header in cuda_runtime.h cudnn.h nccl.h cublasLt.h cusparse.h cusolverDn.h nvrtc.h; do
         echo "#include <$header>" | "${CXX:-g++}" -E -x c++ -I"$CUDA_HOME/include" -o /dev/null - >>"$LOG" 2>&1 ||
-            fail "no $header in $CUDA_HOME/include or torch's packages ($SITE/nvidia): name its directory in CPATH"
+            fail "no $header in $CUDA_HOME/include or torch's packages ($site/nvidia): name its directory in CPATH"
     done
     # A compiler of one file took 1.7 GiB; torch's build reads MAX_JOBS.
     cores=$(nproc)
@@ -99,10 +104,8 @@ install_for_gpus() {
 # libcuda_stub: vLLM's libraries are linked against the driver's, of which a machine without a GPU has none. Every
 # function of this one answers 100, CUDA_ERROR_NO_DEVICE.
 libcuda_stub() {
-    local site
-    site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     mkdir -p "$VENV/stub"
-    find "$site/vllm" -name '*.so' -exec nm -D --undefined-only {} + | sed -nE 's/^ +U (cu[A-Z]\w*)$/\1/p' | sort -u |
+    find "$(site_packages)/vllm" -name '*.so' -exec nm -D --undefined-only {} + | sed -nE 's/^ +U (cu[A-Z]\w*)$/\1/p' | sort -u |
         sed 's/.*/int &(void) { return 100; }/' |
         gcc -x c -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$VENV/stub/libcuda.so.1" - 2>>"$LOG" ||
         fail "cannot make a stand-in for the driver's library: $(tail -n 1 "$LOG")"
@@ -141,7 +144,7 @@ gpu_contract() {
         install_for_gpus "vLLM, Transformer Engine and DALI" --no-build-isolation -r "$VENV/requirements.txt"
         libcuda_stub
         touch "$VENV/setup.stamp"
-        echo "setup: done; directories of other requirements beside it may be deleted"
+        echo "setup: done; directories next to it, of other requirements, may be deleted"
     fi
     ln -sfn "$VENV" .gpu-contract
 }
@@ -180,8 +183,8 @@ else
     install_for_gpus "the package with Transformer Engine, vLLM and DALI" --no-build-isolation -e ".[gpu,mini,dev]"
 fi
 # torchvision's compiled part may not fit this torch; see megatron_mm/torchvision_guard.py.
-SITE=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-echo 'import megatron_mm.torchvision_guard as guard; guard.install_hook()' >"$SITE/megatron_mm_torchvision_guard.pth"
+echo 'import megatron_mm.torchvision_guard as guard; guard.install_hook()' \
+    >"$(site_packages)/megatron_mm_torchvision_guard.pth"
 IMPORTS="torchvision, megatron.core, vllm.model_executor.models.rvl"
 if [ "$KIND" = gpu ]; then IMPORTS="torch, transformer_engine.pytorch, $IMPORTS"; fi
 "$VENV/bin/python" -c "import $IMPORTS" >>"$LOG" 2>&1 ||
