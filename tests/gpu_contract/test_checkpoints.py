@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.fp8_utils import get_fp8_recipe
 from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -27,7 +28,7 @@ from tests.tiny import digits_config
 pytestmark = pytest.mark.gpu_contract
 
 LOCAL, GPU = CpuPlatform(), TransformerEnginePlatform()
-PROGRESS = {"told": "by the test"}
+PROGRESS = {"said": "by the test"}
 DELAYED = {"precision": "bf16", "fp8__recipe": "delayed", "fp8__amax_history": 16}
 
 
@@ -101,26 +102,14 @@ def _there_and_back(config: RunConfig, checkpoint: Path, back: Path) -> list[str
 
 
 def _optimizer_tensors(trainee: Trainee) -> dict[str, torch.Tensor]:
-    states: Any = trainee.optimizer.state_dict()
-    found = {}
-
-    def walk(name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found[name] = value.detach().clone()
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{name}.{key}", inner)
-        elif isinstance(value, list):
-            for number, inner in enumerate(value):
-                walk(f"{name}.{number}", inner)
-
-    walk("optimizer", states)
-    for number, part in enumerate(getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer])):
-        of_parameters: Any = part.optimizer.state
-        for place, of_one in enumerate(of_parameters.values()):
-            walk(f"state.{number}.{place}", of_one)
-    assert any("exp_avg_sq" in name for name in found)
-    return found
+    """Master weights and Adam's moments, numbered in the order in which the optimizer holds them."""
+    parts = getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer])
+    states = [dict(enumerate(part.optimizer.state.values())) for part in parts]
+    assert all("exp_avg_sq" in of_one for of_part in states for of_one in of_part.values())
+    held = nested_values([trainee.optimizer.state_dict(), states])
+    return {
+        f"optimizer {number}": value.clone() for number, value in enumerate(held) if isinstance(value, torch.Tensor)
+    }
 
 
 def test_delayed_scaling_goes_on_with_what_it_remembers(digits: Path, tmp_path: Path) -> None:
@@ -149,7 +138,7 @@ def _history(config: RunConfig, other: RunConfig) -> tuple[int, list[str], int, 
         trainee.optimizer.step_with_ready_grads()
         for parameter in _tensors(trainee.chunks).values():
             parameter.normal_()
-        planted = _planted(trainee.chunks, config)
+        planted = _planted(trainee.chunks)
         store.write(config.run_dir, 1, store.content_of(1, trainee.chunks, trainee.optimizer, PROGRESS))
         checkpoint = store.find(config.run_dir)
 
@@ -176,9 +165,8 @@ def _history(config: RunConfig, other: RunConfig) -> tuple[int, list[str], int, 
         return len(planted), resumed, fresh, weights
 
 
-def _planted(chunks: list[VisionLanguageModel], config: RunConfig) -> dict[str, torch.Tensor]:
+def _planted(chunks: list[VisionLanguageModel]) -> dict[str, torch.Tensor]:
     """Give every module with an FP8 product a history, as its first steps would; by the module's name."""
-    del config
     recipe: Any = get_fp8_recipe(chunks[0].language.config)
     torch.manual_seed(1)
     for chunk in chunks:
