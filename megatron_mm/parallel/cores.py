@@ -35,7 +35,7 @@ def _quota(cgroups: Path, membership: Path) -> float:
 
 
 def shared_cores(num_ranks: int, cores: float) -> str | None:
-    """Return what the user is told where `num_ranks` ranks of this machine share fewer `cores`, otherwise None."""
+    """Return a warning for the user if `num_ranks` ranks of this machine share fewer `cores`, otherwise None."""
     if cores >= num_ranks:
         return None
     # Slurm's own bindings are the common cause: one core for the one task of a node.

@@ -7,7 +7,7 @@ from megatron_mm.planning.parameters import model_parameters
 _GIB = 2**30
 # vLLM's cache is cut into blocks of so many tokens on CPUs, and smaller ones on GPUs.
 _BLOCK_TOKENS = 128
-# What an engine takes of a GPU beside weights and cache, estimated from vLLM 0.26's source and never measured: CUDA
+# What an engine takes of a GPU besides weights and cache, estimated from vLLM 0.26's source and never measured: CUDA
 # graphs of decoding (2 GiB), a pass over 16,384 tokens of prompts (2 GiB), and fp32 logits of 256 sequences with the
 # copies that sampling makes of them (1 GiB).
 GRAPH_BYTES = 2 * _GIB

@@ -20,7 +20,7 @@ class Platform(Protocol):
     has_own_memory: bool
     """Whether the device's memory is another one than the host's; an engine in this process can give it back then."""
     overlaps_collectives: bool
-    """Whether collectives of gradients run beside the backward pass where the config leaves that open."""
+    """Whether collectives of gradients overlap with the backward pass if the config does not say."""
 
     def prepare(self, local_rank: int) -> None:
         """Make Megatron-Core usable in this process. Call once, before any of its objects is made."""

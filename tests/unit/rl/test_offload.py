@@ -67,7 +67,7 @@ class _Chunk:
 
 
 def _trainee() -> tuple[Any, list[Tensor]]:
-    """A trainee with fp32 weights beside the model's, one fp32 weight of the model itself, and moments of both."""
+    """A trainee with fp32 weights besides the model's, one fp32 weight of the model itself, and moments of both."""
     model = nn.Linear(3, 5, dtype=torch.bfloat16)
     shared = nn.Parameter(torch.randn(7))
     masters = [nn.Parameter(parameter.detach().float()) for parameter in model.parameters()]
