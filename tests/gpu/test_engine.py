@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu.engine import trainer_and_engine, weight_shapes, without_graphs
+from benchmarks.gpu.engine import trainer_and_engine, without_graphs
 from benchmarks.gpu.photos import prepare_photos
 from benchmarks.gpu.setting import DRY, Setting
 from megatron_mm.data.shards import PreparedData
@@ -15,6 +15,7 @@ from megatron_mm.generation.engine import Completion, Engine, Sampling
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.rl.exchange import WeightExchange
 from megatron_mm.rl.questions import Questions
+from megatron_mm.weights.mapping import hf_shapes
 from megatron_mm.weights.stream import to_hf
 from megatron_mm.weights.tables import model_table
 from tests.gpu.conftest import Measured
@@ -43,7 +44,7 @@ def _answers(setting: Setting, has_graphs: bool) -> tuple[list[Answers], list[st
         answers = [_asked(engine, questions)]
         engine.rest(keeps_weights=True)
         answers.append(_asked(engine, questions))
-        parts = engine.parts(weight_shapes(config))
+        parts = engine.parts(hf_shapes(table))
         different = [
             name
             for name, tensor in to_hf(chunks, table)
