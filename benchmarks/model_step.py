@@ -27,6 +27,7 @@ from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.digits import prepare_digits
 from megatron_mm.data.loader import Form, collate
 from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models.megatron_config import DTYPES
 from megatron_mm.models.vlm import build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
@@ -246,7 +247,9 @@ def _ours(
     torch.set_num_threads(THREADS)
     batches = [collate(samples, tokenizer.control(PAD), patches, Form.of_run(config)) for samples, _ in steps]
     chunks = build_model(config, platform, groups, tokenizer.control(IMAGE))
-    from_hf(chunks, model_table(config.model), r4b_tensors(config, *reference_models(config)))
+    tensors = r4b_tensors(config, *reference_models(config))
+    dtype = DTYPES[config.precision]
+    from_hf(chunks, model_table(config.model), {name: tensor.to(dtype) for name, tensor in tensors.items()})
     trainee = build_trainee(config, chunks, groups)
     return lambda number: train_step(trainee, [batches[number]], platform.device()).loss
 

@@ -1,7 +1,6 @@
 """ViT -> projector -> language model as one module that Megatron-Core's schedules can drive."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +68,10 @@ class VisionLanguageModel(MegatronModule):
 
         self.sequence_multiple, self.tile_multiple = sequence_multiple(config), tile_multiple(config)
 
+        # Whether ViT and projector take part in batches without a picture too. Delayed scaling, which exchanges the
+        # layers' maxima with other ranks in the order in which the layers first ran, needs it, and so do collectives
+        # that begin as soon as gradients are there (train/assemble.py).
+        self.encodes_blank_tile = config.fp8.recipe == "delayed"
         self.vision = self.projector = self.fusion = None
         backend = platform.layer_backend
         if self.pre_process:
@@ -79,7 +82,7 @@ class VisionLanguageModel(MegatronModule):
                 projector_config(config, platform), vision.hidden_size, backend, groups, pre_norm=projector.pre_norm
             )
             self.fusion = ImageFusion(language)
-            # Run in place of missing pictures, so that every rank's parameters take part in every step.
+            # Encoded where a batch has no picture and `encodes_blank_tile`.
             side = vision.image_size
             self.register_buffer("blank_tile", torch.zeros(1, 3, side, side), persistent=False)
         self.language = build_language_model(
@@ -160,33 +163,43 @@ class VisionLanguageModel(MegatronModule):
 
     def _embed(self, ids: Tensor, pictures: Pictures | None, part: Tensor | None, device: torch.device) -> Tensor:
         """Return [S, B, H]: embeddings with features over the placeholders, of the tokens `part` if it is given."""
-        assert self.vision is not None
-        assert self.projector is not None
         assert self.fusion is not None
         places = image_places(ids, self.image_token, 0 if pictures is None else pictures.order.numel())
         places = to_device(places, device)
         # Placeholders are overwritten below; the lookup itself works on any id of the vocabulary.
         embeddings = self.language.embedding(input_ids=to_device(ids, device), position_ids=None)  # [S, B, H]
-        tiles: Any = self.blank_tile if pictures is None else pictures.tiles
-        features = self.projector(self.vision(padded_tiles(tiles, self.tile_multiple)))  # [T, P, H]
-        features = features[: len(tiles)]
-        if pictures is None:
-            order = torch.empty(0, dtype=torch.int64, device=device)
-            embeddings = self.fusion(embeddings, places, features, order)
-            # A true zero that keeps ViT and projector in the graph: a rank that skipped them would not match the
-            # others' gradient collectives.
-            embeddings = embeddings + 0 * features.sum()
-        else:
+        if pictures is not None:
+            features = self._features(pictures.tiles)
             embeddings = self.fusion(embeddings, places, features, pictures.order, pictures.downscales)
+        elif self.encodes_blank_tile:
+            features = self._features(self.blank_tile)
+            order = torch.empty(0, dtype=torch.int64, device=device)
+            # A true zero that keeps ViT and projector in the graph.
+            embeddings = self.fusion(embeddings, places, features, order) + 0 * features.sum()
         if part is not None:
             embeddings = embeddings.index_select(0, to_device(part, device))
         if self.config.sequence_parallel:
             embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.groups.tp)
-        if self.training and self.config.recompute_granularity == "full" and not embeddings.requires_grad:
-            # Where nothing before the layers learns, recomputed layers would get no gradients for their own weights:
-            # a checkpoint's output asks for gradients only where its input does.
+        if self.training and not embeddings.requires_grad and self._starts_backward_pass(pictures):
             embeddings.requires_grad_()
         return embeddings
+
+    def _starts_backward_pass(self, pictures: Pictures | None) -> bool:
+        """Return whether embeddings must ask for gradients though nothing before the layers learns from this batch.
+
+        Recomputed layers would get no gradients for their own weights: a checkpoint's output asks for gradients only
+        where its input does. And where only ViT and projector learn, a batch without a picture would have no backward
+        pass, without which the schedules fail.
+        """
+        if self.config.recompute_granularity == "full":
+            return True
+        return pictures is None and not any(parameter.requires_grad for parameter in self.language.parameters())
+
+    def _features(self, tiles: Tensor) -> Tensor:
+        """Return what the language model sees of tiles: [T, P, H]."""
+        assert self.vision is not None
+        assert self.projector is not None
+        return self.projector(self.vision(padded_tiles(tiles, self.tile_multiple)))[: len(tiles)]
 
 
 def padded_tiles(tiles: Tensor, multiple: int) -> Tensor:

@@ -68,6 +68,8 @@ def build_trainee(
     megatron.finalize_model_grads_func = finalize_model_grads
     megatron.grad_scale_func = optimizer.scale_loss
     if overlap:
+        for chunk in chunks:
+            chunk.encodes_blank_tile = True
         # Gradients are whole after a step's last micro-batch; until then the schedules hold their collectives back.
         held_back: Any = [chunk.no_sync for chunk in ddp]
         megatron.no_sync_func = held_back if len(ddp) > 1 else held_back[0]
@@ -83,7 +85,7 @@ def _wrapped(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=config.optim.distributed,
             # A bucket's collective begins when all its gradients are there, so each parameter that learns must get one
-            # in the last micro-batch of every step, on every rank (models/vlm.py blank_tile).
+            # in the last micro-batch of every step, on every rank (models/vlm.py encodes_blank_tile).
             overlap_grad_reduce=overlap,
             # Updated weights are gathered before the step ends: gathered in the next forward pass, they would be stale
             # for exports, checkpoints, the weight sync and the reference model of RL, which read them in between.

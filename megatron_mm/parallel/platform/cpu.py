@@ -177,6 +177,7 @@ def _adapt_megatron() -> None:
     _let_experts_run()
     _multiply_frozen_weights_once()
     _rotate_in_two_passes()
+    _pass_by_lone_ranks()
     # Imported there by name, so patching torch.cuda alone does not reach it.
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)  # noqa: ARG005
     # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
@@ -188,15 +189,41 @@ def _adapt_megatron() -> None:
 
 
 def _scale_gradients_on_cpu() -> None:
-    """Where Transformer Engine is installed, Megatron-Core measures and scales gradients with its CUDA kernels."""
+    """Where Transformer Engine is installed, Megatron-Core measures and scales gradients with its CUDA kernels.
+
+    Elsewhere it does so tensor by tensor, and scales into copies.
+    """
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, optimizer
 
+    def norm(chunk_size: int, overflow: Any, lists: list[list[torch.Tensor]], per_tensor: bool) -> tuple[Any, None]:
+        del chunk_size, overflow, per_tensor
+        return torch.stack(torch._foreach_norm(lists[0])).norm().float()[None], None
+
+    def scale(chunk_size: int, overflow: Any, lists: list[list[torch.Tensor]], factor: float) -> None:
+        del chunk_size, overflow
+        source, target = lists
+        if all(one is other for one, other in zip(source, target, strict=True)):
+            torch._foreach_mul_(target, factor)
+        else:
+            torch._foreach_copy_(target, source if factor == 1 else torch._foreach_mul(source, factor))
+
     modules: tuple[Any, ...] = (clip_grads, optimizer)
-    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    clip_grads.l2_norm_impl = norm
     for module in modules:
         module.multi_tensor_applier = utils.local_multi_tensor_applier
-        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+        module.multi_tensor_scale_impl = scale
+
+
+def _pass_by_lone_ranks() -> None:
+    """What enters and leaves a tensor-parallel region of one rank goes through autograd and comes back as it was."""
+    from megatron.core.tensor_parallel import mappings
+
+    for name in ("_CopyToModelParallelRegion", "_ReduceFromModelParallelRegion"):
+        region = getattr(mappings, name)
+        region.apply = staticmethod(
+            lambda tensor, group, apply=region.apply: tensor if group.size() == 1 else apply(tensor, group)
+        )
 
 
 def _let_experts_run() -> None:
