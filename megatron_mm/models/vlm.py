@@ -1,6 +1,7 @@
 """ViT -> projector -> language model as one module that Megatron-Core's schedules can drive."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +173,8 @@ class VisionLanguageModel(MegatronModule):
             features = self._features(pictures.tiles)
             embeddings = self.fusion(embeddings, places, features, pictures.order, pictures.downscales)
         elif self.encodes_blank_tile:
-            features = self._features(self.blank_tile)
+            blank: Any = self.blank_tile
+            features = self._features(blank)
             order = torch.empty(0, dtype=torch.int64, device=device)
             # A true zero that keeps ViT and projector in the graph.
             embeddings = self.fusion(embeddings, places, features, order) + 0 * features.sum()
@@ -180,20 +182,11 @@ class VisionLanguageModel(MegatronModule):
             embeddings = embeddings.index_select(0, to_device(part, device))
         if self.config.sequence_parallel:
             embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings, group=self.groups.tp)
-        if self.training and not embeddings.requires_grad and self._starts_backward_pass(pictures):
+        if self.training and self.config.recompute_granularity == "full" and not embeddings.requires_grad:
+            # Where nothing before the layers learns, recomputed layers would get no gradients for their own weights:
+            # a checkpoint's output asks for gradients only where its input does.
             embeddings.requires_grad_()
         return embeddings
-
-    def _starts_backward_pass(self, pictures: Pictures | None) -> bool:
-        """Return whether embeddings must ask for gradients though nothing before the layers learns from this batch.
-
-        Recomputed layers would get no gradients for their own weights: a checkpoint's output asks for gradients only
-        where its input does. And where only ViT and projector learn, a batch without a picture would have no backward
-        pass, without which the schedules fail.
-        """
-        if self.config.recompute_granularity == "full":
-            return True
-        return pictures is None and not any(parameter.requires_grad for parameter in self.language.parameters())
 
     def _features(self, tiles: Tensor) -> Tensor:
         """Return what the language model sees of tiles: [T, P, H]."""
