@@ -83,11 +83,11 @@ def cases() -> list[Case]:
     for name, model in (("mini", MINI), ("hidden 256, vocabulary 4096", WIDE)):
         rows += [
             # 52 placeholders a picture
-            Case(f"{name}, pictures, 8 x 128 tokens", model, ((77,) * 8,), wide, 0.7, False, "fp32", 0.9),
-            Case(f"{name}, pictures, 16 x 256 tokens", model, ((205,) * 16,), wide, 0.7, False, "fp32", 0.9),
+            Case(f"{name}, pictures, 8 x 128 tokens", model, ((77,) * 8,), wide, 0.7, False, "fp32", 0.95),
+            Case(f"{name}, pictures, 16 x 256 tokens", model, ((205,) * 16,), wide, 0.7, False, "fp32", 0.95),
             Case(f"{name}, pictures, 8 x 128 tokens", model, ((77,) * 8,), wide, 0.7, False, "bf16", None),
-            Case(f"{name}, text, 8 x 128 tokens", model, ((129,) * 8,), (), 1.0, False, "fp32", 0.9),
-            Case(f"{name}, text, 16 x 256 tokens", model, ((257,) * 16,), (), 1.0, False, "fp32", 0.9),
+            Case(f"{name}, text, 8 x 128 tokens", model, ((129,) * 8,), (), 1.0, False, "fp32", 0.95),
+            Case(f"{name}, text, 16 x 256 tokens", model, ((257,) * 16,), (), 1.0, False, "fp32", 0.95),
             Case(f"{name}, packed mix", model, mix, square, 1.0, True, "fp32", 1.5),
         ]
     return rows
