@@ -599,12 +599,16 @@ class RunConfig(Section):
                     f"rl.stages.{number}.max_response_tokens={stage.max_response_tokens} leaves no room for a prompt "
                     f"in data.max_sequence_tokens={self.data.max_sequence_tokens}; lower it, or raise that"
                 )
-        if rl.rollout.offload and self.precision != "bf16":
+        yield from self.rollout_faults(rl.rollout)
+
+    def rollout_faults(self, rollout: RolloutConfig) -> Iterator[str]:
+        """Yield every reason why this model and precision cannot be drawn from like that, one sentence each."""
+        if rollout.offload and self.precision != "bf16":
             yield (
                 f"rl.rollout.offload=true needs precision=bf16, not {self.precision}, where the optimizer works on the "
                 "model's own weights"
             )
-        ranks, vision, language = rl.rollout.ranks, self.model.vision, self.model.language
+        ranks, vision, language = rollout.ranks, self.model.vision, self.model.language
         cut = {
             "language.num_heads": language.num_heads,
             "language.ffn_hidden_size": language.ffn_hidden_size,

@@ -53,6 +53,16 @@ class LoadOptions:
     samples_per_pack: float | None = None
 
 
+def check_tiles(tiles_per_pack: float | None) -> None:
+    """Refuse a number of tiles that cannot be.
+
+    Raises:
+        InputError: it is below 0.
+    """
+    if tiles_per_pack is not None and tiles_per_pack < 0:
+        raise InputError(f"--tiles-per-pack {tiles_per_pack:g} is below 0")
+
+
 def assumed_load(config: RunConfig, options: LoadOptions) -> Load:
     """A full sequence of a run.
 
@@ -65,8 +75,7 @@ def assumed_load(config: RunConfig, options: LoadOptions) -> Load:
         raise InputError(f"--trained-share {trained_share} is not above 0 and at most 1")
     if samples_per_pack < 1:
         raise InputError(f"--samples-per-pack {samples_per_pack} is below 1")
-    if options.tiles_per_pack is not None and options.tiles_per_pack < 0:
-        raise InputError(f"--tiles-per-pack {options.tiles_per_pack} is below 0")
+    check_tiles(options.tiles_per_pack)
     tokens = config.data.max_sequence_tokens
     num_samples = samples_per_pack if config.data.packed else 1
     tiles = options.tiles_per_pack

@@ -17,6 +17,9 @@ from megatron_mm.planning.load import Load
 from megatron_mm.planning.memory import Memory, worst_memory
 from megatron_mm.planning.rollout import Rollouts, num_sequences
 
+# A block of pinned memory is as large as the next power of two (torch's CachingHostAllocator), so a copy that vLLM makes
+# of its weights block by block takes at most twice as much.
+PINNED_ROUNDING = 2
 # Host memory of a rank's process: Python, CUDA, vLLM, data, graders. An estimate, not measured.
 PROCESS_BYTES = 6 * 2**30
 
@@ -99,7 +102,7 @@ def trainer_memory(
     Args:
         config: a run of reinforcement learning whose layout can be.
         num_ranks: all ranks of the run.
-        loads: what a sequence may hold; the one that takes most in an update counts.
+        loads: what a sequence may hold; the one that takes most in an update counts for updates, and so for scores.
         backend: "te" on GPUs, "local" on CPU.
     """
     found = []
@@ -107,7 +110,8 @@ def trainer_memory(
         update = update_config(config, num_ranks, rollouts)
         stage, trainer = worst_memory(update, num_ranks, load, backend)
         found.append((stage, trainer, worst_memory(forward_config(update), num_ranks, load, backend)[1]))
-    return max(found, key=lambda entry: entry[1].total)
+    stage, trainer, _ = max(found, key=lambda entry: entry[1].total)
+    return stage, trainer, max((scoring for *_, scoring in found), key=lambda memory: memory.total)
 
 
 def rl_memory(config: RunConfig, trainer: Memory, scoring: Memory, backend: Backend, usable_bytes: float) -> RLMemory:
@@ -151,7 +155,7 @@ def host_memory(config: RunConfig, memory: RLMemory, ranks: int) -> dict[str, fl
         "reference": ranks * memory.reference * memory.offload,
         # Kept there while an engine sleeps between held-out questions and the next weight sync; and a copy of what was
         # sent is there while every element is compared, when it is awake.
-        "engine": ranks * memory.engine * memory.sleeps,
+        "engine": PINNED_ROUNDING * ranks * memory.engine * memory.sleeps,
         "checkpoint": written * config.checkpoint.asynchronous,
         "processes": float(ranks * PROCESS_BYTES),
     }

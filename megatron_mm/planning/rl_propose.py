@@ -96,7 +96,8 @@ def _with_engines(config: RunConfig, machine: Machine, options: RolloutOptions, 
 
 def rl_faults(config: RunConfig, num_gpus: int) -> list[str]:
     """Return every reason why a run cannot be on so many GPUs, one sentence each, empty if it can."""
-    faults = [*layout_faults(config, num_gpus), *engine_faults(config)]
+    assert config.rl is not None
+    faults = [*layout_faults(config, num_gpus), *config.rollout_faults(config.rl.rollout), *engine_faults(config)]
     return [*faults, *rank_faults(config, num_gpus, min(num_gpus, GPUS_PER_NODE))]
 
 

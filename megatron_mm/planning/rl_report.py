@@ -6,6 +6,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.planning.cache import ENGINE_WORKING_BYTES, GRAPH_BYTES, cache_token_bytes
 from megatron_mm.planning.gpus import GPUS_PER_NODE, find_gpu
+from megatron_mm.planning.load import check_tiles
 from megatron_mm.planning.propose import Machine
 from megatron_mm.planning.report import (
     COMPONENTS,
@@ -57,6 +58,7 @@ def plan_rl(config: RunConfig, options: PlanOptions, rollout: RolloutOptions) ->
     for name, value in (("--draw-rate", rollout.draw_rate), ("--host-memory", rollout.host_memory_gib)):
         if value is not None and value <= 0:
             raise InputError(f"{name} {value:g} is not above 0")
+    check_tiles(rollout.tiles_per_pack)
     machine = Machine(find_gpu(options.gpu), options.num_gpus, options.memory_share, options.utilisation)
     host_gib = machine.gpu.host_memory_gib if rollout.host_memory_gib is None else rollout.host_memory_gib
     faults = rl_faults(config, options.num_gpus)
@@ -233,5 +235,6 @@ def _assumptions(config: RunConfig, machine: Machine, options: RolloutOptions) -
     )
     if options.host_memory_gib is None:
         yield f"a node has {gpu.host_memory_gib:,g} GiB, as a DGX machine with these GPUs (--host-memory)"
+    yield "a sleeping engine's weights take twice their size on the host, whose pinned blocks are rounded up"
     yield f"of the {gpu.name}: {gpu.source}"
     yield "activations are those of Transformer Engine's norms, linears and attention; none of this ran on a GPU"

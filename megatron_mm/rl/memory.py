@@ -35,7 +35,7 @@ def describe(memory: RLMemory, total: int) -> str:
     }
     advice = ""
     if memory.total("drawing") > total:
-        advice += "; too much to draw: lower rl.rollout.cache_gib, or set rl.rollout.offload=true"
+        advice += "; too much to draw: lower rl.rollout.cache_gib if it is a number, or set rl.rollout.offload=true"
     if max(memory.total("scoring"), memory.total("updating")) > total:
         advice += "; too much to learn: set train.recompute=full, or raise parallel.tensor"
     phases = ", ".join(f"{phase} {_size(memory.total(phase))}" for phase in PHASES)

@@ -234,8 +234,8 @@ class Practice:
     def _drawing(self, step: int, name: str, *, keeps_weights: bool = False) -> Iterator[None]:
         """Within, the engine has the memory and the trainer's weights; afterwards the trainer has the memory.
 
-        Weights are synced here and not after the update, so that the trainer makes room once a step, and is whole when
-        a checkpoint is written.
+        Weights are synced here and not after the update, so that the trainer makes room once for both, and is whole
+        when a checkpoint is written.
         """
         with self.offload.away(lambda: self._part(step, "offload")):
             if self.is_stale:

@@ -1,16 +1,32 @@
 """Losses in blocks of a vocabulary that is cut over ranks, against torch's own differentiation of the whole."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_mm.config import loss_blocks
+from megatron_mm.config.loss_blocks import vocab_block
+from megatron_mm.config.schema import RunConfig
+from megatron_mm.data.shards import TOKENIZER
+from megatron_mm.models import language
 from megatron_mm.models.blockwise_loss import VocabShard, blockwise_losses
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
+from tests.layouts import (
+    GRADIENT_TOLERANCE,
+    LOSS_TOLERANCE,
+    WEIGHT_TOLERANCE,
+    Outcome,
+    largest_relative,
+    layout,
+    outcomes,
+)
 from tests.ranks import run_on_ranks
+from tests.tiny import r4b_tensors, reference_models
 
 # The last block of the first rank is short; the second has rows that pad the vocabulary.
 TOKENS, WIDTH, VOCABULARY, PADDED, BLOCK = 20, 16, 120, 128, 24
@@ -103,3 +119,36 @@ def test_losses_and_gradients_are_those_of_the_whole_vocabulary(num_ranks: int) 
         of_weight = torch.cat([of_rank[name, dtype][2] for of_rank in of_ranks])
         assert _relative(of_weight, weight_grad) < tolerance, (name, dtype)
         assert not of_weight[VOCABULARY:].any(), (name, dtype)
+
+
+def _trained(
+    configs: list[RunConfig], tensors: dict[str, Tensor], tokenizer_directory: Path, logits_bytes: int
+) -> tuple[list[Outcome], set[bool]]:
+    """What training comes to where so many bytes of logits are held at most; whether a micro-batch's were, of each."""
+    were_whole: set[bool] = set()
+
+    def block(num_tokens: float, num_rows: int) -> int:
+        rows = vocab_block(num_tokens, num_rows)
+        were_whole.add(rows == num_rows)
+        return rows
+
+    # In this process, which ends with the test.
+    loss_blocks.LOGITS_BYTES = logits_bytes
+    language.vocab_block = block
+    return outcomes("cpu", configs, tensors, tokenizer_directory), were_whole
+
+
+def test_a_step_whose_micro_batches_do_both(digits: Path) -> None:
+    """Gradients of the table, in blocks and whole, add up in Megatron-Core's buffers."""
+    configs = [layout(), layout(optim__overlap="true")]
+    tensors = r4b_tensors(configs[0], *reference_models(configs[0]))
+    whole, mixed = (
+        run_on_ranks(_trained, 2, configs, tensors, digits / TOKENIZER, num_bytes)
+        for num_bytes in (loss_blocks.LOGITS_BYTES, 384 * 4 * 60)
+    )
+    assert set.union(*(found for _, found in whole)) == {True}
+    assert set.union(*(found for _, found in mixed)) == {True, False}
+    for ours, theirs in zip(mixed[0][0], whole[0][0], strict=True):
+        assert ours.losses == pytest.approx(theirs.losses, abs=LOSS_TOLERANCE)
+        assert largest_relative(ours.grads, theirs.grads)[0] < GRADIENT_TOLERANCE
+        assert largest_relative(ours.weights, theirs.weights)[0] < WEIGHT_TOLERANCE

@@ -10,7 +10,7 @@ from megatron_mm.config.load import load_config, recipe_names
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.planning.gpus import GPUS
 from megatron_mm.planning.propose import Machine
-from megatron_mm.planning.rl_memory import PHASES, PROCESS_BYTES, forward_config, update_config
+from megatron_mm.planning.rl_memory import PHASES, PROCESS_BYTES, forward_config, trainer_memory, update_config
 from megatron_mm.planning.rl_propose import RLCandidate, assess_rl, rl_faults, rl_overrides, rl_proposals
 from megatron_mm.planning.rl_steptime import (
     HOST_EFFICIENCY,
@@ -19,7 +19,7 @@ from megatron_mm.planning.rl_steptime import (
     SUM_SECONDS,
     SYNC_PASSES,
 )
-from megatron_mm.planning.rollout import RolloutOptions, rollouts_of_run, sequence_load, side_by_side
+from megatron_mm.planning.rollout import RolloutOptions, memory_loads, rollouts_of_run, sequence_load, side_by_side
 from megatron_mm.planning.steptime import step_time
 
 GIB = 2.0**30
@@ -132,7 +132,7 @@ def test_a_host_holds_what_its_ranks_put_there() -> None:
     assert host == {
         "optimizer": pytest.approx(8 * 6 * weights / 32),
         "reference": 8 * weights,
-        "engine": 8 * weights,
+        "engine": 2 * 8 * weights,
         "checkpoint": pytest.approx(8 * 6 * weights / 32 + weights),
         "processes": 8 * PROCESS_BYTES,
     }
@@ -241,6 +241,31 @@ def test_proposals_can_be_given_fit_and_come_fastest_first() -> None:
     assert rl_proposals(config, replace(H100, gpu=replace(GPUS["h100"], memory_gib=1)), OPTIONS, 2048 * GIB, 4) == []
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("model.language.num_heads=9", "model.language.num_kv_heads=3", "model.language.head_dim=128"),
+        ("precision=fp32", "rl.rollout.offload=false"),
+    ],
+)
+def test_proposals_are_configs_that_can_be(changes: tuple[str, ...]) -> None:
+    config = _config(*changes)
+    found = rl_proposals(config, H100, OPTIONS, 2048 * GIB, 100)
+    assert found
+    for candidate in found:
+        _config(*changes, *rl_overrides(candidate.config, config).split())
+
+
+def test_scores_have_a_worst_sequence_of_their_own() -> None:
+    """Long responses fill an update with logits, short ones a forward pass with images."""
+    config = _config("train.recompute=full")
+    loads = memory_loads(config, RolloutOptions(prompt_tokens=8000, response_tokens=64))
+    alone = [trainer_memory(config, 32, [load], "te") for load in loads]
+    _, update, score = trainer_memory(config, 32, loads, "te")
+    assert update.total == max(update.total for _, update, _ in alone)
+    assert score.total == max(score.total for *_, score in alone)
+
+
 def test_more_cache_draws_no_slower() -> None:
     seconds = [_assess(f"rl.rollout.cache_gib={gib}").times[0].drawing for gib in (5, 10, 20, 40)]
     assert seconds == sorted(seconds, reverse=True)
@@ -291,6 +316,7 @@ def test_the_command_says_that_a_host_is_too_small(capsys: pytest.CaptureFixture
         (("--response-tokens", "9000"), "--response-tokens 9000 is above max_response_tokens=8192 of every stage"),
         (("--response-tokens", "0"), "--response-tokens 0 is below 1"),
         (("--draw-rate", "0"), "--draw-rate 0 is not above 0"),
+        (("--tiles-per-pack", "-5"), "--tiles-per-pack -5 is below 0"),
         (("--host-memory", "-1"), "--host-memory -1 is not above 0"),
         (
             ("--trained-share", "0.5"),
