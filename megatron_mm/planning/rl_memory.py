@@ -17,7 +17,7 @@ from megatron_mm.planning.load import Load
 from megatron_mm.planning.memory import Memory, worst_memory
 from megatron_mm.planning.rollout import Rollouts, num_sequences
 
-# A block of pinned memory is as large as the next power of two (torch's CachingHostAllocator), so a copy that vLLM makes
+# A block of pinned memory is as large as the next power of two (torch's CachingHostAllocator): a copy that vLLM makes
 # of its weights block by block takes at most twice as much.
 PINNED_ROUNDING = 2
 # Host memory of a rank's process: Python, CUDA, vLLM, data, graders. An estimate, not measured.

@@ -258,10 +258,12 @@ def test_proposals_are_configs_that_can_be(changes: tuple[str, ...]) -> None:
 
 def test_scores_have_a_worst_sequence_of_their_own() -> None:
     """Long responses fill an update with logits, short ones a forward pass with images."""
-    config = _config("train.recompute=full")
-    loads = memory_loads(config, RolloutOptions(prompt_tokens=8000, response_tokens=64))
+    config = _config("train.recompute=none", "parallel.tensor=4")
+    loads = memory_loads(config, RolloutOptions(prompt_tokens=3000, response_tokens=64))
     alone = [trainer_memory(config, 32, [load], "te") for load in loads]
     _, update, score = trainer_memory(config, 32, loads, "te")
+    *_, of_worst_update = max(alone, key=lambda found: found[1].total)
+    assert of_worst_update.total < 0.97 * score.total
     assert update.total == max(update.total for _, update, _ in alone)
     assert score.total == max(score.total for *_, score in alone)
 
