@@ -36,10 +36,14 @@ def rendered(directory: Path) -> list[Prompt]:
 
 
 def sample_with_vllm(directory: Path) -> list[Completion]:
-    """One answer to each prompt, sampled at temperature 1."""
+    """One answer to each prompt, sampled at temperature 1.
+
+    Of so many tokens that all of a random model's answers without any control token are out of the question: what is
+    drawn depends on which prompts vLLM takes together.
+    """
     engine = Engine(directory, "float32", seed=1)
     pictures = [question.pictures for question in questions()]
-    return engine.generate(rendered(directory), pictures, max_tokens=16, temperature=1.0)
+    return engine.generate(rendered(directory), pictures, max_tokens=64, temperature=1.0)
 
 
 def our_logprobs(
