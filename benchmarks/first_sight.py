@@ -1,51 +1,41 @@
-"""How the graders do on answers that they were never mended by, by topic.
+"""How often the graders are right about answers that they were not changed for, for each topic.
 
-tests/unit/grading/unseen_pairs.jsonl holds pairs of an answer and a reference, labelled by hand before any grader saw
-them, most of them wrong answers near a right one. The figures are of the graders as they are when this is run.
+tests/unit/grading/unseen_pairs.jsonl holds pairs of an answer and a reference. They were labelled by hand before any
+grader was run on them, and most of them are wrong answers that are close to a right one. The figures describe the
+graders at the time of the run.
 """
 
-import json
 from collections import defaultdict
+from typing import Any
 
 from benchmarks.figure import Figure
+from benchmarks.graders import graded
 from benchmarks.run import ROOT
-from megatron_mm.grading.rewards import RewardSpec, Submission
-from megatron_mm.grading.workers import Graders
 
 PAIRS = ROOT / "tests" / "unit" / "grading" / "unseen_pairs.jsonl"
 
 
 def measure() -> list[Figure]:
-    """Agreement with the labels, and the share of wrong answers that are paid, over all pairs and of each topic."""
-    pairs = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    paid: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
-    for kind in sorted({pair["kind"] for pair in pairs}):
-        of_kind = [pair for pair in pairs if pair["kind"] == kind]
-        with Graders(RewardSpec(format="think", kind=kind), 2) as graders:
-            grades = graders.grade(
-                [
-                    Submission(f"<think>\n\n</think>\n\n{pair['answer']}", pair["reference"], pair.get("question", ""))
-                    for pair in of_kind
-                ]
-            )
-        for pair, grade in zip(of_kind, grades, strict=True):
-            paid[pair["topic"]].append((bool(grade.reward), pair["equal"]))
-    every = [verdict for verdicts in paid.values() for verdict in verdicts]
+    """Agreement with the labels, and the share of wrong answers that are paid, over all pairs and for each topic."""
+    pairs, _ = graded(PAIRS)
+    by_topic: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for pair in pairs:
+        by_topic[pair["topic"]].append(pair)
     return [
-        Figure("pairs", len(every), "pairs", 400, "at least"),
-        Figure("pairs that are unequal", round(_share([not right for _, right in every]), 3), "share", 0.5, "at least"),
-        *_figures("all", every),
-        *(figure for topic in sorted(paid) for figure in _figures(topic, paid[topic])),
+        Figure("pairs", len(pairs), "pairs", 400, "at least"),
+        Figure("pairs that are unequal", _share([not pair["equal"] for pair in pairs]), "share", 0.5, "at least"),
+        *_figures("all", pairs),
+        *(figure for topic in sorted(by_topic) for figure in _figures(topic, by_topic[topic])),
     ]
 
 
-def _figures(name: str, verdicts: list[tuple[bool, bool]]) -> list[Figure]:
-    wrong = [was_paid for was_paid, right in verdicts if not right]
+def _figures(name: str, pairs: list[dict[str, Any]]) -> list[Figure]:
+    wrong = [pair["paid"] for pair in pairs if not pair["equal"]]
     return [
-        Figure(f"{name}: agreement", round(_share([was_paid == right for was_paid, right in verdicts]), 3), "share"),
-        Figure(f"{name}: wrong answers that are paid", round(_share(wrong), 3), "share"),
+        Figure(f"{name}: agreement", _share([pair["paid"] == pair["equal"] for pair in pairs]), "share"),
+        Figure(f"{name}: wrong answers that are paid", _share(wrong), "share"),
     ]
 
 
 def _share(flags: list[bool]) -> float:
-    return sum(flags) / len(flags)
+    return round(sum(flags) / len(flags), 3)

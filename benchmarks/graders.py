@@ -8,6 +8,8 @@ longer, and that figure informs only.
 
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 from benchmarks.figure import Figure
 from benchmarks.run import ROOT
@@ -31,8 +33,26 @@ def measure() -> list[Figure]:
 
 
 def _agreement() -> list[Figure]:
-    pairs = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    agreed, seconds = 0, 0.0
+    pairs, seconds = graded(PAIRS)
+    agreed = 0
+    for pair in pairs:
+        if pair["paid"] == pair["equal"]:
+            agreed += 1
+        else:
+            print("disagrees:", json.dumps(pair, ensure_ascii=False))
+    unequal = sum(not pair["equal"] for pair in pairs)
+    return [
+        Figure("labelled pairs", len(pairs), "pairs", 300, "at least"),
+        Figure("labelled pairs that are unequal", round(unequal / len(pairs), 4), "share", 0.4, "at least"),
+        Figure("agreement with the labels", round(agreed / len(pairs), 4), "share", 0.99, "at least"),
+        Figure("time for a labelled pair", round(1000 * seconds / len(pairs), 1), "ms"),
+    ]
+
+
+def graded(file: Path) -> tuple[list[dict[str, Any]], float]:
+    """Return labelled pairs, each with whether its answer is `paid`, and the seconds that grading took."""
+    pairs: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    seconds = 0.0
     for kind in sorted({pair["kind"] for pair in pairs}):
         of_kind = [pair for pair in pairs if pair["kind"] == kind]
         with Graders(RewardSpec(format="think", kind=kind), 1) as graders:
@@ -42,17 +62,8 @@ def _agreement() -> list[Figure]:
             )
             seconds += time.monotonic() - started
         for pair, grade in zip(of_kind, grades, strict=True):
-            if bool(grade.reward) == pair["equal"]:
-                agreed += 1
-            else:
-                print("disagrees:", json.dumps(pair, ensure_ascii=False))
-    unequal = sum(not pair["equal"] for pair in pairs)
-    return [
-        Figure("labelled pairs", len(pairs), "pairs", 300, "at least"),
-        Figure("labelled pairs that are unequal", round(unequal / len(pairs), 4), "share", 0.4, "at least"),
-        Figure("agreement with the labels", round(agreed / len(pairs), 4), "share", 0.99, "at least"),
-        Figure("time for a labelled pair", round(1000 * seconds / len(pairs), 1), "ms"),
-    ]
+            pair["paid"] = bool(grade.reward)
+    return pairs, seconds
 
 
 def _survival(name: str, strings: list[str]) -> list[Figure]:

@@ -38,8 +38,8 @@ def rendered(directory: Path) -> list[Prompt]:
 def sample_with_vllm(directory: Path) -> list[Completion]:
     """One answer to each prompt, sampled at temperature 1.
 
-    Of so many tokens that all of a random model's answers without any control token are out of the question: what is
-    drawn depends on which prompts vLLM takes together.
+    They have so many tokens that a random model practically always draws control tokens too; which ones depends on how
+    vLLM batches the prompts.
     """
     engine = Engine(directory, "float32", seed=1)
     pictures = [question.pictures for question in questions()]

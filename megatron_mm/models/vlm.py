@@ -69,7 +69,7 @@ class VisionLanguageModel(MegatronModule):
 
         self.sequence_multiple, self.tile_multiple = sequence_multiple(config), tile_multiple(config)
 
-        # Whether ViT and projector take part in batches without a picture too. Delayed scaling, which exchanges the
+        # Whether ViT and projector take part in batches without an image too. Delayed scaling, which exchanges the
         # layers' maxima with other ranks in the order in which the layers first ran, needs it, and so do collectives
         # that begin as soon as gradients are there (train/assemble.py).
         self.encodes_blank_tile = config.fp8.recipe == "delayed"
@@ -83,7 +83,7 @@ class VisionLanguageModel(MegatronModule):
                 projector_config(config, platform), vision.hidden_size, backend, groups, pre_norm=projector.pre_norm
             )
             self.fusion = ImageFusion(language)
-            # Encoded where a batch has no picture and `encodes_blank_tile`.
+            # Encoded if a batch has no image and `encodes_blank_tile` is true.
             side = vision.image_size
             self.register_buffer("blank_tile", torch.zeros(1, 3, side, side), persistent=False)
         self.language = build_language_model(

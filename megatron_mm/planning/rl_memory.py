@@ -102,7 +102,7 @@ def trainer_memory(
     Args:
         config: a run of reinforcement learning whose layout can be.
         num_ranks: all ranks of the run.
-        loads: what a sequence may hold; the one that takes most in an update counts for updates, and so for scores.
+        loads: what a sequence may hold; the one that takes most counts, in updates and in scores apart.
         backend: "te" on GPUs, "local" on CPU.
     """
     found = []

@@ -63,6 +63,8 @@ def test_the_first_failure_is_told_once_and_everyone_ends(tmp_path: Path, scenar
     told = _told(stderr)
     assert told.startswith("megatron-mm: rank 1 failed\nTraceback (most recent call last):\n"), stderr
     assert "ValueError: the planted fault\n" in told
+    if scenario != "no exception":  # whose message goes on
+        assert told.endswith("ValueError: the planted fault\n")
     assert stderr.count("megatron-mm: rank") == 1
     assert "the planted fault" in log_file(tmp_path / "logs", 1).read_text(encoding="utf-8")
 

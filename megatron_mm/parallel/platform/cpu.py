@@ -177,7 +177,7 @@ def _adapt_megatron() -> None:
     _let_experts_run()
     _multiply_frozen_weights_once()
     _rotate_in_two_passes()
-    _pass_by_lone_ranks()
+    _skip_regions_of_one_rank()
     # Imported there by name, so patching torch.cuda alone does not reach it.
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)  # noqa: ARG005
     # One generator serves as CPU's and CUDA's, so the warning that they changed together is always given.
@@ -203,10 +203,10 @@ def _scale_gradients_on_cpu() -> None:
     def scale(chunk_size: int, overflow: Any, lists: list[list[torch.Tensor]], factor: float) -> None:
         del chunk_size, overflow
         source, target = lists
-        if all(one is other for one, other in zip(source, target, strict=True)):
+        # Clipping scales tensors into themselves, of which nothing is copied; the optimizer copies with the factor 1.
+        torch._foreach_copy_(target, source)
+        if factor != 1:
             torch._foreach_mul_(target, factor)
-        else:
-            torch._foreach_copy_(target, source if factor == 1 else torch._foreach_mul(source, factor))
 
     modules: tuple[Any, ...] = (clip_grads, optimizer)
     clip_grads.l2_norm_impl = norm
@@ -215,8 +215,8 @@ def _scale_gradients_on_cpu() -> None:
         module.multi_tensor_scale_impl = scale
 
 
-def _pass_by_lone_ranks() -> None:
-    """What enters and leaves a tensor-parallel region of one rank goes through autograd and comes back as it was."""
+def _skip_regions_of_one_rank() -> None:
+    """Skip the autograd functions around a tensor-parallel region of one rank, which return their input."""
     from megatron.core.tensor_parallel import mappings
 
     for name in ("_CopyToModelParallelRegion", "_ReduceFromModelParallelRegion"):

@@ -1,4 +1,4 @@
-"""Steps of text alone: ViT and projector do not run where nothing waits for them, and training is the same."""
+"""Steps on text only: ViT and projector do not run if no collective waits for them, and training is the same."""
 
 from pathlib import Path
 from typing import Any
