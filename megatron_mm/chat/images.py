@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from megatron_mm.config.errors import InputError
@@ -30,8 +30,11 @@ NEWLINE = -1
 # LLaVA-OneVision scales features down where they are more than 1.1^2 * N tiles' (transformers' pack_image_features).
 DOWNSCALE_ABOVE = 1.1
 # What is opened; a picture of more pixels than this is taken for a decompression bomb.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 MAX_PIXELS = 80_000_000
+# Metadata of PNG files, which are not looked at, may be so large; Pillow refuses whole pictures for more than a MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26
+_WHITES = (2**8 - 1, 2**12 - 1, 2**16 - 1)
 EXIF_ORIENTATION = 0x0112
 
 
@@ -341,10 +344,13 @@ def read_picture(source: Path | IO[bytes], name: str, max_pixels: int = MAX_PIXE
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB, as vLLM makes it of a user's picture, but for 16-bit ones, whose upper bits Pillow would cut off.
+    """8-bit RGB, as vLLM makes it of a user's picture, but for those of larger integers, which Pillow would cut off.
+
+    White is the largest value of 8, 12 or 16 bits, whichever the brightest pixel needs: files do not say how many bits
+    count.
 
     Raises:
-        OSError: the picture is cut off, or has floating-point pixels.
+        OSError: the picture is cut off, or has pixels of unknown range.
     """
     if picture.mode == "RGB" and "transparency" not in picture.info and not picture.getexif().get(EXIF_ORIENTATION):
         picture.load()
@@ -353,7 +359,12 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if upright.mode == "F":
         raise OSError("its pixels are floating-point numbers of unknown range")
     if upright.mode.startswith("I"):
-        return Image.fromarray((np.asarray(upright).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        pixels = np.asarray(upright).astype(np.int64)
+        brightest = pixels.max(initial=0)
+        white = next((white for white in _WHITES if brightest <= white), None)
+        if white is None or pixels.min(initial=0) < 0:
+            raise OSError(f"its pixels are integers from {pixels.min()} to {brightest}, of unknown range")
+        return Image.fromarray((pixels * 255 // white).astype(np.uint8)).convert("RGB")
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         on_white = Image.new("RGB", upright.size, (255, 255, 255))

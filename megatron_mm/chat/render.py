@@ -40,15 +40,20 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An assistant's turn; reasoning is None in a non-thinking one."""
+    """An assistant's turn; reasoning is None in a non-thinking one.
+
+    Attributes:
+        trained: whether it is learned, or only what comes before others.
+    """
 
     answer: str
     reasoning: str | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Questions with their responses, of which all are trained."""
+    """Questions with their responses."""
 
     turns: tuple[tuple[Question, Response], ...]
     system: str | None = None
@@ -175,7 +180,7 @@ def render_ids(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and loss mask.
 
-    Trained are the responses, and the end of each turn of them, without what `rendering` masks. In pretraining the
+    Trained are the responses that are to be, and the end of each turn of them, without what `rendering` masks. In pretraining the
     line break between an empty thought and the answer is trained: the non-thinking trigger ends before it, and a model
     that never learned it there sometimes goes on reasoning instead.
 
@@ -282,17 +287,17 @@ def _write_response(writer: _Writer, question: Question, response: Response, ren
         if reasoning is None:
             raise InputError("a cold start's response has no reasoning")
         answer = f"{modes.ANSWER} {answer} {modes.END_ANSWER}"
-        writer.train(True)
+        writer.train(response.trained)
     else:
         answer = modes.AFTER_THINK + answer
     writer.control(modes.THINK)
     if reasoning is None:
-        writer.train(rendering is Rendering.ANNEAL)
+        writer.train(response.trained and rendering is Rendering.ANNEAL)
         writer.text(modes.EMPTY_THOUGHT)
         writer.control(modes.END_THINK)
-        writer.train(True)
+        writer.train(response.trained)
     else:
-        writer.train(True)
+        writer.train(response.trained)
         writer.text(modes.THOUGHT_START)
         # Tokenised apart: the mode's decision is this one token, whatever the reasoning begins with.
         writer.end_run()

@@ -27,6 +27,9 @@ class SourceConfig(Section):
     question: str = Field(
         default="Describe the image.", description="asked about pictures that come with a caption only"
     )
+    marks_are_text: bool = Field(
+        default=False, description="keep an <image>, <video> or <audio> that stands for nothing as plain text"
+    )
     fetch_urls: bool = Field(default=False, description="fetch pictures whose name is an http(s) URL")
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ from megatron_mm.data.shards import MANIFEST, REJECTS, TOKENIZER, EncodedPicture
 from megatron_mm.data.sources import tasks_of
 from megatron_mm.data.sources.base import RawSample, Reject, Task
 from megatron_mm.data.sources.pictures import take_picture
+from megatron_mm.data.sources.texts import stray_mark
 from megatron_mm.files import partial_of
 from megatron_mm.processes import end_with_parent
 
@@ -275,6 +276,12 @@ class _Made:
 
 def _made(raw: RawSample, source: SourceConfig, config: PrepareConfig, tokenizer: ChatTokenizer) -> _Made | Reject:
     content = raw.content
+    mark = None if source.format == "text" or source.marks_are_text else stray_mark(content)
+    if mark is not None:
+        return Reject(
+            raw.origin,
+            f"{mark} stands for nothing that the sample holds; if it is plain text, set the source's marks_are_text",
+        )
     numbers = [part for part in content.parts if isinstance(part, int)]
     if numbers != list(range(len(raw.pictures))):
         return Reject(raw.origin, f"its texts show the pictures {numbers}, but it has {len(raw.pictures)}")

@@ -25,11 +25,16 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class StoredTurn:
-    """A question with numbered pictures, and its response."""
+    """A question with numbered pictures, and its response.
+
+    Attributes:
+        trained: whether the response is learned; in the JSON only where it is not.
+    """
 
     question: StoredParts
     answer: str
     reasoning: str | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ class StoredContent:
         """Thinking where a response has reasoning; "document" where nobody asked."""
         if self.document is not None:
             return DOCUMENT
-        return Mode.THINKING if any(turn.reasoning is not None for turn in self.turns) else Mode.NON_THINKING
+        is_thinking = any(turn.reasoning is not None for turn in self.turns if turn.trained)
+        return Mode.THINKING if is_thinking else Mode.NON_THINKING
 
     @property
     def parts(self) -> StoredParts:
@@ -64,7 +70,11 @@ class StoredContent:
         """What is stored."""
         if self.document is not None:
             return {"document": self.document}
-        turns = [{"question": turn.question, "answer": turn.answer, "reasoning": turn.reasoning} for turn in self.turns]
+        turns = [
+            {"question": turn.question, "answer": turn.answer, "reasoning": turn.reasoning}
+            | ({} if turn.trained else {"trained": False})
+            for turn in self.turns
+        ]
         return {"turns": turns, "system": self.system}
 
     @classmethod
@@ -82,7 +92,10 @@ class StoredContent:
 
         if self.document is not None:
             return Document(placed(self.document))
-        turns = ((Question(placed(turn.question)), Response(turn.answer, turn.reasoning)) for turn in self.turns)
+        turns = (
+            (Question(placed(turn.question)), Response(turn.answer, turn.reasoning, turn.trained))
+            for turn in self.turns
+        )
         return Conversation(tuple(turns), self.system)
 
     def digest(self, pictures: Sequence[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""A tree of pictures with captions: `name.txt` beside `name.jpg`, or imagefolder's metadata.
+"""A tree of pictures with captions: `name.txt` beside `name.jpg`, the suffixes in any case, or imagefolder's metadata.
 
 Metadata is `metadata.jsonl` or `metadata.csv`, with `file_name`, relative to its own directory, and `text` or
 `caption`. Hidden files, and files of other kinds, are no data.
@@ -87,6 +87,10 @@ def _entries(pictures: list[Path], texts: set[Path], listed: list[FolderEntry]) 
     by_picture: dict[Path, list[FolderEntry]] = {}
     alone: list[FolderEntry] = []
     known = set(pictures)
+    # Suffixes in any case; on some file systems both a.txt and a.TXT can be there.
+    captions_of: dict[Path, list[Path]] = {}
+    for text in sorted(texts):
+        captions_of.setdefault(text.with_suffix(""), []).append(text)
     for entry in listed:
         if entry.picture in known:
             by_picture.setdefault(entry.picture, []).append(entry)
@@ -96,11 +100,11 @@ def _entries(pictures: list[Path], texts: set[Path], listed: list[FolderEntry]) 
             alone.append(entry)
     for picture in pictures:
         captions: list[Any] = [entry.caption for entry in by_picture.get(picture, [])]
-        captions += [text for text in (picture.with_suffix(".txt"),) if text in texts]
+        captions += captions_of.get(picture.with_suffix(""), [])
         fault = None if len(captions) == 1 else f"{len(captions)} captions" if captions else "no caption"
         yield FolderEntry(picture, captions[0] if captions else None, str(picture), fault)
-    beside = {picture.with_suffix(".txt") for picture in pictures}
-    for text in sorted(texts - beside):
+    beside = {picture.with_suffix("") for picture in pictures}
+    for text in sorted(text for text in texts if text.with_suffix("") not in beside):
         yield FolderEntry(None, text, str(text), "caption without a picture beside it")
     yield from alone
 

@@ -17,9 +17,10 @@ from typing import Any
 from megatron_mm.config.prepare import SourceConfig
 from megatron_mm.data.records import StoredContent, StoredParts
 from megatron_mm.data.sources.base import PictureSource, Task
-from megatron_mm.data.sources.chat import PICTURES, as_object, one_of
+from megatron_mm.data.sources.chat import as_object, one_of
 from megatron_mm.data.sources.faults import Fault, Found
 from megatron_mm.data.sources.json_files import json_tasks
+from megatron_mm.data.sources.media import is_empty, named_pictures, refuse_other_media
 from megatron_mm.data.sources.picture_names import picture_source, picture_sources
 from megatron_mm.data.sources.texts import joined, required_text
 
@@ -54,6 +55,7 @@ def read(record: Any, root: Path) -> Found:
     if not any(text is not None and text.strip() for text, _ in items):
         raise Fault("no text")
     pictures = tuple(picture for _, picture in items if picture is not None)
+    refuse_other_media(record, has_pictures=bool(pictures))
     return StoredContent(document=_on_lines(items)), pictures
 
 
@@ -84,11 +86,11 @@ def _parallel(record: dict[str, Any], root: Path) -> Items:
         raise Fault(f"{len(texts)} texts beside {len(names)} images: the lists are not parallel")
     items: Items = []
     for number, (text, name) in enumerate(zip(texts, names, strict=True), 1):
-        if text is not None and name is not None:
+        if not is_empty(text) and not is_empty(name):
             raise Fault(f"place {number} has both a text and a picture")
-        if text is not None:
+        if not is_empty(text):
             items.append((required_text(text, f"text {number}"), None))
-        elif name is not None:
+        elif not is_empty(name):
             items.append((None, picture_source(name, root)))
     return items
 
@@ -112,7 +114,7 @@ def _matched(record: dict[str, Any], root: Path) -> Items:
 def _parts(parts: Any, record: dict[str, Any], root: Path) -> Items:
     if not isinstance(parts, list):
         raise Fault(f"parts are {type(parts).__name__}, not a list")
-    listed = picture_sources(one_of(record, PICTURES), root)
+    listed = picture_sources(named_pictures(record), root)
     unnamed = iter(listed)
     items: Items = []
     num_pictures = 0

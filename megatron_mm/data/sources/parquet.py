@@ -1,7 +1,8 @@
 """Parquet files of questions with answers (geometry3k, Vision-R1-rl), or of conversations as chat.py has them.
 
-Columns `problem` and `answer`, and `reasoning` where there is one; or `conversations` or `messages`, and `system`.
-Pictures are under `images` or `image`: bytes, {"bytes", "path"}, or paths, or a list of these.
+Columns `problem` and `answer`, and `reasoning` (or another name that chat.py has for it) where there is one; or
+`conversations` or `messages`, and `system`. Pictures are under `images` or `image`, or a name like these (media.py): bytes,
+{"bytes", "path"}, or paths, or a list of these.
 """
 
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from megatron_mm.config.prepare import SourceConfig
 from megatron_mm.data.sources import chat
 from megatron_mm.data.sources.base import RawSample, Reject, Task
 from megatron_mm.data.sources.faults import Fault, Found, judged
+from megatron_mm.data.sources.media import other_media, picture_field
 from megatron_mm.data.sources.paths import files_of
-from megatron_mm.data.sources.texts import one_turn, required_text
+from megatron_mm.data.sources.texts import one_turn, plain_answer, required_text
 
-QUESTION, ANSWER, REASONING, SYSTEM = "problem", "answer", "reasoning", "system"
+QUESTION, ANSWER, SYSTEM = "problem", "answer", "system"
 # Rows hold pictures: few are in memory at a time.
 _BATCH_ROWS = 32
 
@@ -84,9 +86,10 @@ def _tasks_of(file: Path, pictures: Path, records_per_task: int) -> Iterator[Par
 
 def _columns(file: Path, names: list[str]) -> tuple[str, ...]:
     """The columns that are read."""
-    wanted = (*chat.PICTURES, *chat.TURNS, SYSTEM)
+    media = (*picture_field(names), *other_media(names))
+    wanted = (*media, *chat.TURNS, *chat.REASONING, SYSTEM)
     if not any(name in names for name in chat.TURNS):
-        wanted = (*chat.PICTURES, QUESTION, ANSWER, REASONING)
+        wanted = (*media, QUESTION, ANSWER, *chat.REASONING)
         if QUESTION not in names or ANSWER not in names:
             raise InputError(
                 f"{file} has columns {', '.join(names)}; rename them so that there are {QUESTION} and {ANSWER}, or "
@@ -119,14 +122,13 @@ def _read(row: dict[str, Any], root: Path) -> Found:
     pictures = chat.pictures_of(row, root)
     if QUESTION not in row:
         return chat.conversation_of(row, len(pictures)), pictures
-    question, answer = required_text(row[QUESTION], QUESTION), required_text(row[ANSWER], ANSWER)
+    question, answer = required_text(row[QUESTION], QUESTION), plain_answer(row[ANSWER], ANSWER)
     content = one_turn(question, answer, len(pictures))
-    if row.get(REASONING) is not None:
-        reasoning = required_text(row[REASONING], REASONING).strip()
+    if reasoning := chat.reasoning_of(row, "the row"):
         (turn,) = content.turns
-        if reasoning and turn.reasoning is not None:
-            raise Fault(f"reasoning both in {ANSWER} and in {REASONING}")
-        content = replace(content, turns=(replace(turn, reasoning=reasoning or turn.reasoning),))
+        if turn.reasoning is not None:
+            raise Fault(f"reasoning both in {ANSWER} and beside it")
+        content = replace(content, turns=(replace(turn, reasoning=reasoning),))
     return content, pictures
 
 

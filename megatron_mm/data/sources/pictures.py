@@ -1,7 +1,8 @@
 """Pictures of a source -> plain pictures for a shard.
 
-Plain is a whole JPEG, PNG or WebP of 8-bit RGB or grey, upright and opaque: its bytes are kept as they are. Any other
-(palette, CMYK, 16 bits, transparent, turned by its EXIF, other formats) is stored as the PNG of what vLLM would see.
+Plain is a whole JPEG, PNG or WebP of 8-bit RGB or grey, upright and opaque, with little metadata: its bytes are kept as
+they are. Any other (palette, CMYK, 16 bits, transparent, turned by its EXIF, other formats) is stored as the PNG of what
+vLLM would see.
 """
 
 import urllib.error
@@ -19,6 +20,8 @@ from megatron_mm.data.sources.base import FileRange, PictureSource
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 URL_TIMEOUT_SECONDS = 30
+# Characters of metadata above which a picture is written anew without: other programs refuse it.
+MAX_METADATA = 2**20
 
 
 def take_picture(source: PictureSource, config: PrepareConfig, *, fetch_urls: bool) -> EncodedPicture:
@@ -36,11 +39,12 @@ def take_picture(source: PictureSource, config: PrepareConfig, *, fetch_urls: bo
             and header.mode in ("RGB", "L")
             and "transparency" not in header.info
             and header.getexif().get(EXIF_ORIENTATION, 1) == 1
+            and sum(len(value) for value in header.info.values() if isinstance(value, (str, bytes))) < MAX_METADATA
         )
         extension = EXTENSIONS.get(header.format or "", "png")
     if not is_plain:
         encoded = BytesIO()
-        picture.save(encoded, format="PNG")
+        picture.save(encoded, format="PNG", icc_profile=None)
         content, extension = encoded.getvalue(), "png"
     return EncodedPicture(content, extension, picture.width, picture.height)
 

@@ -1,14 +1,20 @@
-"""Headers of tar files: which samples they hold, and where their members' bytes are."""
+"""Headers of tar files: which samples they hold, and where their members' bytes are.
+
+A file may be several archives one behind the other, as `cat` joins them: tar itself stops at the end of the first.
+"""
 
 import re
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.data.sources.base import FileRange
 
 # WebDataset's rule: the key, with its directory, ends at the first dot of the file's name; other members are no data.
+_TEXTS = {"txt", "json"}
+_SKIP_BYTES = 2**20
 _MEMBER = re.compile(r"(?:\./)?(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
 
 
@@ -26,6 +32,21 @@ class TarSample:
     members: dict[str, FileRange] = field(default_factory=dict)
     fault: str | None = None
 
+    @property
+    def merged(self) -> list[str]:
+        """Names of the samples that became one because their names have dots; empty where it is one sample.
+
+        Their texts give them away: of one sample, only members of its own name are looked for.
+        """
+        stems: dict[str, set[str]] = {}
+        for extension in self.members:
+            stem, _, last = extension.rpartition(".")
+            stems.setdefault(stem, set()).add(last)
+        with_text = [stem for stem, lasts in stems.items() if lasts & _TEXTS]
+        if len(with_text) < 2 or with_text == [""]:
+            return []
+        return [f"{self.key}.{stem}".rstrip(".") for stem in with_text]
+
 
 def scan(path: Path) -> tuple[list[TarSample], str | None]:
     """Read the headers of a tar file.
@@ -36,14 +57,31 @@ def scan(path: Path) -> tuple[list[TarSample], str | None]:
     Raises:
         InputError: it is no tar file, or a compressed one.
     """
+    samples: list[TarSample] = []
+    start: int | None = 0
+    fault = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            members, end = _members(tar)
         size = path.stat().st_size
+        with path.open("rb") as file:
+            while start is not None:
+                file.seek(start)
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    members, end = _members(tar)
+                found, is_cut = _samples(path, members, size)
+                samples += found
+                fault = None if is_cut else _fault_at(file, end)
+                start = None if is_cut or fault else _next_archive(file, end)
     except (tarfile.TarError, OSError) as error:
+        if start:
+            return samples, f"what follows the archive's end at byte {start} is no archive: it is not read"
         raise InputError(
             f"{path} is no tar file, or a compressed one ({error}); unpack it, or copy it again if it is cut off"
         ) from None
+    return samples, fault
+
+
+def _samples(path: Path, members: list[tarfile.TarInfo], size: int) -> tuple[list[TarSample], bool]:
+    """Samples of one archive's members, and whether the file ends within one of them."""
     samples: dict[str, TarSample] = {}
     is_cut = False
     for member in members:
@@ -63,7 +101,7 @@ def scan(path: Path) -> tuple[list[TarSample], str | None]:
             fault = f"two members {member.name}"
         sample.members[extension] = FileRange(path, member.offset_data, member.size)
         samples[sample.key] = TarSample(sample.key, sample.members, fault)
-    return list(samples.values()), None if is_cut else _fault_at(path, end)
+    return list(samples.values()), is_cut
 
 
 def _members(tar: tarfile.TarFile) -> tuple[list[tarfile.TarInfo], int]:
@@ -79,11 +117,22 @@ def _members(tar: tarfile.TarFile) -> tuple[list[tarfile.TarInfo], int]:
         members.append(member)
 
 
-def _fault_at(path: Path, offset: int) -> str | None:
+def _next_archive(file: IO[bytes], end: int) -> int | None:
+    """Where the first block that is not empty begins behind an archive's end; None where there is none."""
+    file.seek(end)
+    place = end
+    while chunk := file.read(_SKIP_BYTES):
+        if rest := chunk.lstrip(b"\0"):
+            first = place + len(chunk) - len(rest)
+            return first - (first - end) % tarfile.BLOCKSIZE
+        place += len(chunk)
+    return None
+
+
+def _fault_at(file: IO[bytes], offset: int) -> str | None:
     """What is wrong at the byte where the headers end: there should be an empty one."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         return "archive has no end: it was cut off"
     return f"archive is damaged or cut off at byte {offset}: what follows is not read" if any(block) else None

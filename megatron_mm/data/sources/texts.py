@@ -1,11 +1,13 @@
 """Texts of a conversation, whatever format it came in: where pictures stand, and what of a response is reasoning.
 
 Pictures: with pictures, `<image>` marks in the questions stand for them in order, and there are as many marks as
-pictures; without any mark, all pictures go in front of the first question, each on a line of its own. A mark in a
-record without pictures, in an answer, or beside pictures that stand as parts of their own, is plain text.
+pictures; without any mark, all pictures go in front of the first question, each on a line of its own. Any other mark,
+`<video>` and `<audio>` too, stands for something that the sample does not hold: `stray_mark` finds it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 from megatron_mm.chat.modes import END_THINK, THINK, bare_answer
@@ -15,6 +17,17 @@ from megatron_mm.data.sources.faults import Fault
 
 # A question before its pictures are numbered: texts, and None where a picture stands.
 Segments = list[str | None]
+MARKS = (IMAGE, "<video>", "<audio>")
+
+
+def stray_mark(content: StoredContent) -> str | None:
+    """Return where a mark is left that stands for no picture, None where there is none."""
+    texts = [("a question" if content.document is None else "its text", part) for part in content.parts]
+    texts += [("an answer", turn.answer) for turn in content.turns]
+    texts += [("a reasoning", turn.reasoning or "") for turn in content.turns]
+    texts.append(("the system's text", content.system or ""))
+    found = ((mark, where) for where, text in texts if isinstance(text, str) for mark in MARKS if mark in text)
+    return next((f"{mark} in {where}" for mark, where in found), None)
 
 
 def place_pictures(questions: Sequence[Segments], num_pictures: int) -> list[StoredParts]:
@@ -63,14 +76,15 @@ def joined(parts: Iterable[str | int]) -> StoredParts:
 def response_of(text: str) -> tuple[str, str | None]:
     """An assistant's text as answer and reasoning.
 
-    A text that begins with `<think>` holds its reasoning up to the last `</think>`; an answer that is wrapped as a
-    whole in `<answer>` and `</answer>` loses them. Anywhere else these are plain text.
+    A text that begins with `<think>`, or has `</think>` alone, as models write behind a template that opens the thought,
+    holds its reasoning up to the last `</think>`; an answer that is wrapped as a whole in `<answer>` and `</answer>`
+    loses them. Anywhere else these are plain text.
 
     Raises:
         Fault: the reasoning does not end, or the answer is empty.
     """
     answer, reasoning = text.strip(), None
-    if answer.startswith(THINK):
+    if answer.startswith(THINK) or (END_THINK in answer and THINK not in answer):
         reasoning, closed, answer = answer.removeprefix(THINK).rpartition(END_THINK)
         if not closed:
             raise Fault(f"{THINK} without {END_THINK}")
@@ -101,6 +115,18 @@ def captioned(question: str, caption: Any, num_pictures: int) -> StoredContent:
         raise Fault("empty caption")
     (parts,) = place_pictures([[question]], num_pictures)
     return StoredContent((StoredTurn(parts, caption.strip()),))
+
+
+def plain_answer(value: Any, name: str) -> str:
+    """Return an answer as text; a number, as columns of tables have them, is written as one.
+
+    Raises:
+        Fault: it is neither.
+    """
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value):
+        # A column with gaps has 3.0 for 3.
+        return str(value).removesuffix(".0")
+    return required_text(value, name)
 
 
 def required_text(value: Any, name: str) -> str:

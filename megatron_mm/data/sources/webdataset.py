@@ -4,8 +4,8 @@
     cat.0.jpg cat.1.png cat.json       pictures in the order of their numbers, and a conversation as chat.py has it,
                                        {"caption" or "text": str}, or what `megatron-mm data prepare` itself writes
 
-A conversation's own names of pictures do not count: the members are its pictures. A conversation goes before a
-caption, and `.txt` before a caption in `.json`. A directory with `.nv-meta` is read as energon.py says.
+The members are a conversation's pictures, and have to be as many as it names where it names any. A conversation goes
+before a caption, and `.txt` before a caption in `.json`. A directory with `.nv-meta` is read as energon.py says.
 """
 
 import re
@@ -22,6 +22,7 @@ from megatron_mm.data.sources.base import FileRange, RawSample, Reject, Task
 from megatron_mm.data.sources.energon import CAPTIONING, META, FieldMap, read_layout
 from megatron_mm.data.sources.faults import Fault, Found, judged
 from megatron_mm.data.sources.json_files import parsed
+from megatron_mm.data.sources.media import OTHER_SUFFIXES, refuse_other_media
 from megatron_mm.data.sources.paths import files_of, in_batches, visible_files
 from megatron_mm.data.sources.picture_names import PICTURE_SUFFIXES
 from megatron_mm.data.sources.tar_files import TarSample, scan
@@ -45,9 +46,21 @@ class TarTask:
     def records(self) -> Iterator[RawSample | Reject]:
         """Every sample, in order, and then what is wrong with the archive's end."""
         for sample in self.samples:
-            yield judged(f"{self.file} sample {sample.key}", lambda sample=sample: self._read(sample))
+            read = judged(f"{self.file} sample {sample.key}", lambda sample=sample: self._read(sample))
+            # What reads named members of energon's layout may find them all the same.
+            if sample.merged and (self.fields is None or isinstance(read, Reject)):
+                for name in sample.merged:
+                    yield judged(f"{self.file} sample {name}", lambda name=name: self._merged(name))
+            else:
+                yield read
         if self.end_fault is not None:
             yield judged(str(self.file), self._at_end)
+
+    def _merged(self, name: str) -> Found:
+        raise Fault(
+            f"the name {name!r} has a dot, so that WebDataset takes it for another member of the sample before the dot; "
+            "write the archive with other names"
+        )
 
     def _at_end(self) -> Found:
         raise Fault(self.end_fault or "")
@@ -96,11 +109,15 @@ def _tasks_of(
 
 def _read_members(sample: TarSample, question: str) -> Found:
     pictures = tuple(sample.members[name] for name in sorted(sample.members, key=_by_number) if _is_picture(name))
+    for name in sample.members:
+        if f".{_last_part(name)}" in OTHER_SUFFIXES:
+            raise Fault(f"member {name} is no picture that is read, and cannot be learned")
     record = parsed(_bytes_of(sample.members["json"])) if "json" in sample.members else None
     if isinstance(record, dict):
         if any(name in record for name in _STORED):
             return _stored(record, len(pictures)), pictures
         if any(record.get(name) is not None for name in chat.TURNS):
+            _check_named(record, len(pictures))
             return chat.conversation_of(record, len(pictures)), pictures
     if "txt" in sample.members:
         caption = decoded(_bytes_of(sample.members["txt"]))
@@ -113,6 +130,18 @@ def _read_members(sample: TarSample, question: str) -> Found:
     if not pictures:
         raise Fault("missing member: a picture to the caption")
     return captioned(question, caption, len(pictures)), pictures
+
+
+def _check_named(record: dict[str, Any], num_pictures: int) -> None:
+    """Compare what a conversation says of its pictures with the members.
+
+    Raises:
+        Fault: it names another number of pictures, or media that cannot be learned.
+    """
+    refuse_other_media(record, has_pictures=num_pictures > 0)
+    num_named = chat.num_named(record)
+    if num_named not in (0, num_pictures):
+        raise Fault(f"missing member: json names {num_named} pictures, and {num_pictures} are there")
 
 
 def _read_fields(sample: TarSample, fields: FieldMap, question: str) -> Found:
