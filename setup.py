@@ -18,7 +18,8 @@ BASE = [
     "pydantic>=2.10,<3",
     "pyyaml>=6",
     "numpy>=1.26",
-    "pillow>=10",
+    "pillow>=11.3",
+    "pillow-heif",
     # The columnar index of prepared data.
     "pyarrow>=17",
     # The packing of samples, a loop over each of millions; vLLM brings it as well.

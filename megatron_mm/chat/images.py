@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+import pillow_heif
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -30,7 +31,8 @@ NEWLINE = -1
 # LLaVA-OneVision scales features down where they are more than 1.1^2 * N tiles' (transformers' pack_image_features).
 DOWNSCALE_ABOVE = 1.1
 # What is opened; a picture of more pixels than this is taken for a decompression bomb.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+pillow_heif.register_heif_opener()
 MAX_PIXELS = 80_000_000
 # Metadata of PNG files, which are not looked at, may be so large; Pillow refuses whole pictures for more than a MiB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26

@@ -127,7 +127,7 @@ def _read(row: dict[str, Any], root: Path) -> Found:
     if reasoning := chat.reasoning_of(row, "the row"):
         (turn,) = content.turns
         if turn.reasoning is not None:
-            raise Fault(f"reasoning both in {ANSWER} and beside it")
+            raise Fault(f"reasoning both in {ANSWER} and in a column of its own")
         content = replace(content, turns=(replace(turn, reasoning=reasoning),))
     return content, pictures
 

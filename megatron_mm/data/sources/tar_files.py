@@ -11,6 +11,7 @@ from typing import IO
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.data.sources.base import FileRange
+from megatron_mm.data.sources.picture_names import PICTURE_SUFFIXES
 
 # WebDataset's rule: the key, with its directory, ends at the first dot of the file's name; other members are no data.
 _TEXTS = {"txt", "json"}
@@ -36,16 +37,17 @@ class TarSample:
     def merged(self) -> list[str]:
         """Names of the samples that became one because their names have dots; empty where it is one sample.
 
-        Their texts give them away: of one sample, only members of its own name are looked for.
+        Texts give them away that have pictures of the same name, or that are several where none has the sample's own
+        name. Other members, such as `cat.detail.json` beside `cat.json`, are side data.
         """
-        stems: dict[str, set[str]] = {}
-        for extension in self.members:
-            stem, _, last = extension.rpartition(".")
-            stems.setdefault(stem, set()).add(last)
-        with_text = [stem for stem, lasts in stems.items() if lasts & _TEXTS]
-        if len(with_text) < 2 or with_text == [""]:
+        pairs = [extension.rpartition(".")[::2] for extension in self.members]
+        owners = list(dict.fromkeys(stem for stem, last in pairs if last in _TEXTS))
+        pictured = {stem for stem, last in pairs if f".{last}" in PICTURE_SUFFIXES}
+        if "" in owners:
+            owners = [stem for stem in owners if not stem or stem in pictured]
+        if len(owners) < 2 or ("" in pictured and "" not in owners):
             return []
-        return [f"{self.key}.{stem}".rstrip(".") for stem in with_text]
+        return [f"{self.key}.{stem}".rstrip(".") for stem in owners]
 
 
 def scan(path: Path) -> tuple[list[TarSample], str | None]:

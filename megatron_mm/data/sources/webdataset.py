@@ -4,7 +4,7 @@
     cat.0.jpg cat.1.png cat.json       pictures in the order of their numbers, and a conversation as chat.py has it,
                                        {"caption" or "text": str}, or what `megatron-mm data prepare` itself writes
 
-The members are a conversation's pictures, and have to be as many as it names where it names any. A conversation goes
+The members are a conversation's pictures, whatever names it gives them, and none that it names may be missing. A conversation goes
 before a caption, and `.txt` before a caption in `.json`. A directory with `.nv-meta` is read as energon.py says.
 """
 
@@ -136,11 +136,11 @@ def _check_named(record: dict[str, Any], num_pictures: int) -> None:
     """Compare what a conversation says of its pictures with the members.
 
     Raises:
-        Fault: it names another number of pictures, or media that cannot be learned.
+        Fault: it names more pictures, or media that cannot be learned.
     """
     refuse_other_media(record, has_pictures=num_pictures > 0)
     num_named = chat.num_named(record)
-    if num_named not in (0, num_pictures):
+    if num_named > num_pictures:
         raise Fault(f"missing member: json names {num_named} pictures, and {num_pictures} are there")
 
 

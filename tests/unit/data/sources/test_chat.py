@@ -58,7 +58,7 @@ def test_pictures_lie_where_the_source_says_or_are_urls(tmp_path: Path) -> None:
     assert sample.content.turns[0].question == [0, "\n", 1, "\nq"]
 
 
-def test_marks_are_placed_over_all_questions_and_plain_without_pictures(tmp_path: Path) -> None:
+def test_marks_are_placed_over_all_questions_and_left_without_pictures(tmp_path: Path) -> None:
     said = [("human", "first <image>"), ("gpt", "a <image>"), ("human", "<image><image> then "), ("gpt", "b")]
     record = {"conversations": [{"from": role, "value": text} for role, text in said]}
     turns = _one(tmp_path, {**record, "images": ["1", "2", "3"]}).content.turns
@@ -99,6 +99,7 @@ def _turns(*roles: str) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": "x"} for role in roles]}
 
 
+ELSEWHERE = "; set the source's pictures to the directory that it lies in"
 BAD = [
     ("text", "the record is str, not an object"),
     ({"id": 1}, "no turns"),
@@ -114,6 +115,7 @@ BAD = [
     ({"conversations": [{"value": "x"}]}, "no role in turn 1"),
     (_human(3), "text in turn 1 is int, not text"),
     (_human("q", None), "no text in turn 2"),
+    (_human("q", True), "text in turn 2 is bool, not text"),
     (_human(" "), "question 1 is empty"),
     (_human("q", system=["S"]), "system text is list, not text"),
     (
@@ -129,10 +131,10 @@ BAD = [
     (_human("q", "<think>x</think> "), "empty answer"),
     (_human("q", "<answer> </answer>"), "empty answer"),
     (_human("q", image=4), "a picture is given as int, not as a path"),
-    (_human("q", image="/etc/x.png"), "picture path '/etc/x.png' leaves ROOT"),
-    (_human("q", image="a/../../x.png"), "picture path 'a/../../x.png' leaves ROOT"),
-    (_human("q", image=".."), "picture path '..' leaves ROOT"),
-    (_human("q", image=""), "picture path '' cannot be that of a file"),
+    (_human("q", image="/etc/x.png"), "picture path '/etc/x.png' leaves ROOT" + ELSEWHERE),
+    (_human("q", image="a/../../x.png"), "picture path 'a/../../x.png' leaves ROOT" + ELSEWHERE),
+    (_human("q", image=".."), "picture path '..' leaves ROOT" + ELSEWHERE),
+    (_human("q", images=["", "1.png"]), "picture path '' cannot be that of a file"),
     (_human("q", image="a\0b"), "picture path 'a\\x00b' cannot be that of a file"),
     (_human("q", image="file:///x.png"), "picture 'file:///x.png' is neither a path nor an http(s) URL"),
     (_human("q", image={"path": None}), "a picture has neither bytes nor a path"),

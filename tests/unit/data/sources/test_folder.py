@@ -71,7 +71,7 @@ def test_every_reason(tmp_path: Path) -> None:
         "text is not UTF-8 at byte 0",
         "caption without a picture beside it",
         f"caption of {tmp_path / '8.jpg'}, which is no picture here",
-        f"picture path '../x.jpg' leaves {tmp_path}",
+        f"picture path '../x.jpg' leaves {tmp_path}; set the source's pictures to the directory that it lies in",
     ]
     assert last.startswith("not JSON: ")
 

@@ -1,5 +1,7 @@
 """Parquet: rows that are read over groups and tasks, reasons, and damaged files."""
 
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.data.records import StoredTurn
+from megatron_mm.data.sources.base import Reject
 from megatron_mm.data.sources.parquet import ParquetTask
 from tests.unit.data.sources import read_all, reasons, samples
 
@@ -79,15 +82,32 @@ def test_reasons(tmp_path: Path) -> None:
     assert reasons(read_all("parquet", _write(tmp_path / "a.parquet", rows))) == [
         "no problem",
         "no answer",
-        "reasoning both in answer and in reasoning",
+        "reasoning both in answer and in a column of its own",
         "2 <image> marks for 1 pictures",
         "a picture has neither bytes nor a path",
     ]
 
 
-def test_a_number_is_no_answer(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.parquet", [{"problem": "q", "answer": 4}])
-    assert reasons(read_all("parquet", path)) == ["answer is int, not text"]
+@pytest.mark.parametrize(
+    ("column", "answers"),
+    [
+        (pa.array([4, -7]), ["4", "-7"]),
+        (pa.array([3.0, 0.25]), ["3", "0.25"]),
+        (pa.array([2**53 + 1, 10**18]), [str(2**53 + 1), str(10**18)]),
+        (pa.array([1e-9, 12345678.9]), ["1e-09", "12345678.9"]),
+        (pa.array([3, None], pa.float64()), ["3", "no answer"]),
+        (pa.array([math.nan, math.inf]), ["answer is float, not text", "answer is float, not text"]),
+        (pa.array([Decimal("1.50"), Decimal("20.00")]), ["1.50", "20.00"]),
+        (pa.array([7, 200], pa.uint8()), ["7", "200"]),
+        (pa.array([1.5, 2.0], pa.float32()), ["1.5", "2"]),
+        (pa.array([True, False]), ["answer is bool, not text", "answer is bool, not text"]),
+        (pa.array(["0042", "1.10"]), ["0042", "1.10"]),
+    ],
+)
+def test_columns_of_numbers(tmp_path: Path, column: pa.Array, answers: list[str]) -> None:
+    pq.write_table(pa.table({"problem": ["q", "q"], "answer": column}), tmp_path / "a.parquet")
+    found = read_all("parquet", tmp_path)
+    assert [item.reason if isinstance(item, Reject) else item.content.turns[0].answer for item in found] == answers
 
 
 def test_text_that_is_not_utf8_is_one_reject(tmp_path: Path) -> None:
