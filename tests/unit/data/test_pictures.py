@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_images
 
 from megatron_mm.chat.images import EXIF_ORIENTATION, read_picture
@@ -78,6 +78,49 @@ def test_other_files_are_stored_as_what_vllm_would_see(content: bytes, expected:
     assert extension == "png"
     assert picture.size == expected.size
     assert _difference(picture, expected) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)], ids=["PNG", "TIFF", "TIFF, 32 bits"]
+)
+@pytest.mark.parametrize(("bits", "scale"), [(16, 257.0), (12, 4095 / 255), (10, 1023 / 255), (8, 1.0)])
+def test_larger_integers_keep_their_brightness(form: str, dtype: type, bits: int, scale: float) -> None:
+    grey = np.asarray(GREY)
+    pixels = np.round(grey * scale).astype(dtype)
+    assert pixels.max() > 2 ** (bits - 1)
+    _, picture = _taken(encoded(Image.fromarray(pixels), form))
+    # Ten bits are read as twelve, a quarter as bright.
+    expected = GREY.point(lambda value: value // 4) if bits == 10 else GREY
+    assert _difference(picture, expected.convert("RGB")) <= 1
+
+
+@pytest.mark.parametrize("pixels", [[[-1, 5]], [[0, 2**16]], [[0, 2**31 - 1]], [[-(2**31), 0]]])
+def test_integers_of_unknown_range_are_refused(pixels: list[list[int]]) -> None:
+    with pytest.raises(InputError, match="of unknown range"):
+        _taken(encoded(Image.fromarray(np.array(pixels, np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize("size", [2**10, 2**20 - 100, 2**20, 3 * 2**20, 20 * 2**20])
+@pytest.mark.parametrize("kind", ["text", "compressed text", "icc_profile"])
+def test_heavy_metadata_do_not_matter(size: int, kind: str) -> None:
+    heavy = np.random.default_rng(0).integers(32, 127, size, np.uint8).tobytes()
+    if kind == "icc_profile":
+        content = encoded(PHOTO, "PNG", icc_profile=heavy)
+    else:
+        notes = PngImagePlugin.PngInfo()
+        notes.add_text("note", heavy.decode(), zip=kind != "text")
+        content = encoded(PHOTO, "PNG", pnginfo=notes)
+    stored = take_picture(content, _config(), fetch_urls=False)
+    assert _difference(read_picture(BytesIO(stored.content), "stored"), PHOTO) == 0
+    # What others read has to be light: Pillow's own limit is 1 MiB.
+    assert len(stored.content) < 2**20 + 20_000
+
+
+@pytest.mark.parametrize(("form", "tolerance"), [("AVIF", 60), ("HEIF", 60), ("PPM", 0), ("WEBP", 80)])
+def test_formats_of_phones_and_tools(form: str, tolerance: int) -> None:
+    extension, picture = _taken(encoded(PHOTO, form))
+    assert extension == ("webp" if form == "WEBP" else "png")
+    assert np.abs(np.asarray(picture, int) - np.asarray(PHOTO, int)).mean() <= tolerance / 10
 
 
 def test_transparent_palettes_are_laid_on_white() -> None:
