@@ -26,6 +26,10 @@ class Listed:
 
     samples: Sequence[RawSample | Reject]
 
+    @property
+    def end(self) -> float:
+        return 1.0
+
     def records(self) -> Iterator[RawSample | Reject]:
         return iter(self.samples)
 
@@ -50,7 +54,7 @@ def write_dataset(
     listed = [SourceConfig(name=name, format="chat", path=directory) for name in sources]
     values = {"tokenizer": tokenizer.directory, "sources": listed, **settings}
     config = PrepareConfig.model_validate(values)
-    tasks = [NamedTask(source.name.replace("/", "-"), source, Listed(sources[source.name])) for source in listed]
+    tasks = [NamedTask(source.name.replace("/", "-"), source, Listed(sources[source.name]), 1.0) for source in listed]
     return run_tasks(config, tokenizer, tasks, directory, "test", 0, lambda _: None)
 
 

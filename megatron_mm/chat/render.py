@@ -180,9 +180,9 @@ def render_ids(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and loss mask.
 
-    Trained are the responses that are to be, and the end of each turn of them, without what `rendering` masks. In pretraining the
-    line break between an empty thought and the answer is trained: the non-thinking trigger ends before it, and a model
-    that never learned it there sometimes goes on reasoning instead.
+    Trained are the responses that are to be, and the end of each turn of them, without what `rendering` masks. In
+    pretraining the line break between an empty thought and the answer is trained: the non-thinking trigger ends before
+    it, and a model that never learned it there sometimes goes on reasoning instead.
 
     Args:
         content: what to write.

@@ -2,6 +2,7 @@
 
 sources/       readers of what people have: JSON, parquet, tar, folders, documents, texts
 prepare.py     sources -> shards + index, in parallel, restartable
+progress.py    how far that is
 records.py     a sample as it is stored
 shards.py      tar shards: writing and reading
 index.py       the columnar index

@@ -58,6 +58,11 @@ class _Listed:
 
     samples: list[RawSample]
 
+    @property
+    def end(self) -> float:
+        """The one task of its source."""
+        return 1.0
+
     def records(self) -> Iterator[RawSample]:
         return iter(self.samples)
 
@@ -90,7 +95,7 @@ def prepare_digits(directory: Path, num_train: int, num_heldout: int, seed: int)
     for split, sources in splits.items():
         for name, samples in sorted(sources.items()):
             source = SourceConfig(name=name, format="chat", path=directory, split=split)
-            tasks.append(NamedTask(f"{split}-{name.replace('/', '-')}", source, _Listed(samples)))
+            tasks.append(NamedTask(f"{split}-{name.replace('/', '-')}", source, _Listed(samples), 1.0))
     request = f"digits {num_train} {num_heldout} {seed}"
     with TemporaryDirectory() as scratch:
         texts = [text for samples in training.values() for sample in samples for text in _texts(sample.content)]

@@ -29,6 +29,7 @@ from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.prepare import PrepareConfig, SourceConfig
 from megatron_mm.data.index import INDEX, ROWS, duplicates_of, write_index
+from megatron_mm.data.progress import PreparationProgress
 from megatron_mm.data.records import DOCUMENT, StoredContent
 from megatron_mm.data.shards import MANIFEST, REJECTS, TOKENIZER, EncodedPicture, ShardWriter, tokenizer_fingerprint
 from megatron_mm.data.sources import tasks_of
@@ -49,12 +50,19 @@ _BLANK = Image.new("RGB", (1, 1))
 
 @dataclass(frozen=True, slots=True)
 class SourceCounts:
-    """What became of a source's records: `records` is the sum of the other three."""
+    """What became of a source's records: `records` = `written` + `rejected` + `duplicates_dropped`.
+
+    Attributes:
+        train: how many of the written ones are for training, by part (NAME/MODE).
+        heldout: how many of them are held out, by part. The two add up to `written`.
+    """
 
     records: int
     written: int
     rejected: int
     duplicates_dropped: int
+    train: dict[str, int]
+    heldout: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +71,15 @@ class Manifest:
 
     Attributes:
         request: fingerprint of settings, tokenizer and source files.
-        duplicates: records equal to an earlier one in text and pictures, dropped or not.
+        sources: counts by the source's name.
+        duplicates: records equal to an earlier one in text and pictures.
+        duplicates_are: "keep" or "drop", what became of them.
     """
 
     request: str
     sources: dict[str, SourceCounts]
     duplicates: int
+    duplicates_are: str
 
     def to_json(self) -> str:
         """For manifest.json."""
@@ -84,18 +95,26 @@ class Manifest:
         try:
             tree = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
             sources = {name: SourceCounts(**counts) for name, counts in tree["sources"].items()}
-            return cls(tree["request"], sources, tree["duplicates"])
+            return cls(tree["request"], sources, tree["duplicates"], tree["duplicates_are"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{directory / MANIFEST} is not of a prepared data set: {error}") from None
+            raise InputError(
+                f"{directory / MANIFEST} is not of a data set that this version prepared ({error!r}); prepare it anew, "
+                "in another directory"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTask:
-    """A task, the source that it is of, and the name of what it writes."""
+    """A task, the source that it is of, and the name of what it writes.
+
+    Attributes:
+        share: of the source's input that the task is; a source's add up to 1.
+    """
 
     name: str
     source: SourceConfig
     task: Task
+    share: float
 
 
 def prepare(config: PrepareConfig, directory: Path, num_workers: int, say: Callable[[str], None] = print) -> Manifest:
@@ -116,18 +135,39 @@ def prepare(config: PrepareConfig, directory: Path, num_workers: int, say: Calla
     request = _request(config)
     if directory.exists():
         manifest = Manifest.read(directory)
-        if manifest.request != request:
-            raise InputError(f"{directory} exists already, made of other sources or settings; choose another directory")
+        _check_finished(config, directory, manifest, request)
         say(f"{directory} is already prepared")
         return manifest
-    tasks = (
-        # With its number, since "a/b" and "a-b" are two names.
-        NamedTask(f"{place:03d}-{source.name.replace('/', '-')}-{number:05d}", source, task)
-        for place, source in enumerate(config.sources)
-        for number, task in enumerate(tasks_of(source, config.samples_per_shard))
-    )
     tokenizer = ChatTokenizer(config.tokenizer, add_image=True)
-    return run_tasks(config, tokenizer, tasks, directory, request, num_workers, say)
+    return run_tasks(config, tokenizer, _named_tasks(config), directory, request, num_workers, say)
+
+
+def _check_finished(config: PrepareConfig, directory: Path, manifest: Manifest, request: str) -> None:
+    """Refuse a finished data set that this call would have made otherwise, or would not have made."""
+    if manifest.request != request:
+        raise InputError(f"{directory} exists already, made of other sources or settings; choose another directory")
+    if manifest.duplicates_are != config.duplicates:
+        raise InputError(
+            f"{directory} exists already, made with duplicates={manifest.duplicates_are}, not {config.duplicates}; "
+            "choose another directory"
+        )
+    for name, counts in manifest.sources.items():
+        if counts.rejected > config.max_rejected * counts.records:
+            raise InputError(
+                f"{directory} exists already, and {counts.rejected} of {counts.records} records of its source {name} "
+                f"were rejected, more than max_rejected={config.max_rejected}; raise it, or mend them and choose "
+                f"another directory. {directory / REJECTS} says why"
+            )
+
+
+def _named_tasks(config: PrepareConfig) -> Iterator[NamedTask]:
+    for place, source in enumerate(config.sources):
+        end = 0.0
+        for number, task in enumerate(tasks_of(source, config.samples_per_shard)):
+            # With its number, since "a/b" and "a-b" are two names.
+            name = f"{place:03d}-{source.name.replace('/', '-')}-{number:05d}"
+            yield NamedTask(name, source, task, task.end - end)
+            end = task.end
 
 
 def run_tasks(
@@ -153,10 +193,9 @@ def run_tasks(
     work = partial_of(directory)
     try:
         _begin(work, request, tokenizer)
-        names = []
-        for name in _worked(config, tasks, work, num_workers, say):
-            names.append(name)
-        manifest = _merged(config, work, sorted(names), request)
+        with PreparationProgress([source.name for source in config.sources], say) as progress:
+            names = sorted(_worked(config, tasks, work, num_workers, progress))
+        manifest = _merged(config, work, names, request)
         os.replace(work, directory)
     except OSError as error:
         raise _disk_fault(error, work) from None
@@ -166,8 +205,20 @@ def run_tasks(
             "on from there, with fewer --workers if need be"
         ) from None
     for name, counts in manifest.sources.items():
-        say(f"{name}: {counts.records} records, {counts.written} written, {counts.rejected} rejected")
+        say(_summary(name, counts))
     return manifest
+
+
+def _summary(name: str, counts: SourceCounts) -> str:
+    """One line on what became of a source."""
+    parts = Counter(counts.train) + Counter(counts.heldout)
+    modes = ", ".join(f"{count:,} {part.rpartition('/')[2]}" for part, count in sorted(parts.items()))
+    dropped = f", {counts.duplicates_dropped:,} duplicates dropped" if counts.duplicates_dropped else ""
+    heldout = sum(counts.heldout.values())
+    return (
+        f"{name}: {counts.records:,} records, {counts.written:,} written ({modes or 'nothing'}; {heldout:,} held out), "
+        f"{counts.rejected:,} rejected{dropped}"
+    )
 
 
 def _request(config: PrepareConfig) -> str:
@@ -201,42 +252,55 @@ def _begin(work: Path, request: str, tokenizer: ChatTokenizer) -> None:
 
 
 def _worked(
-    config: PrepareConfig, tasks: Iterable[NamedTask], work: Path, num_workers: int, say: Callable[[str], None]
-) -> Iterator[str]:
-    """Names of all tasks, each once its files are there."""
+    config: PrepareConfig, tasks: Iterable[NamedTask], work: Path, num_workers: int, progress: PreparationProgress
+) -> list[str]:
+    """Do the tasks whose files are not there yet; the names of all."""
     run = partial(_run_task, config=config, work=work)
-    if num_workers == 0:
+    names: list[str] = []
+
+    def missing() -> Iterator[NamedTask]:
         for task in tasks:
-            if not _rows_file(work, task.name).is_file():
-                run(task)
-            yield task.name
-        return
-    waiting: set[Future[str]] = set()
-    done = 0
+            names.append(task.name)
+            progress.begin(task.source.name)
+            if _rows_file(work, task.name).is_file():
+                progress.restore(task.source.name, task.share)
+            else:
+                yield task
+
+    if num_workers == 0:
+        for task in missing():
+            progress.advance(task.source.name, task.share, run(task))
+        return names
+    waiting: dict[Future[int], NamedTask] = {}
     # Not forked: this process may have threads.
     with ProcessPoolExecutor(num_workers, get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         try:
-            for task in tasks:
-                if _rows_file(work, task.name).is_file():
-                    yield task.name
-                    continue
-                waiting.add(pool.submit(run, task))
+            for task in missing():
+                waiting[pool.submit(run, task)] = task
                 # Tasks may hold their records: only a few are handed out ahead.
                 if len(waiting) >= 2 * num_workers:
-                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    done += len(finished)
-                    say(f"{done} shards written")
-                    yield from (future.result() for future in finished)
+                    _take_finished(waiting, progress)
             while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
+                _take_finished(waiting, progress)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return names
 
 
-def _run_task(task: NamedTask, config: PrepareConfig, work: Path) -> str:
-    """Write a task's shard, rejects and rows."""
+def _take_finished(waiting: dict[Future[int], NamedTask], progress: PreparationProgress) -> None:
+    """Wait for the next tasks to finish, and take them out of those waited for."""
+    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+        task = waiting.pop(future)
+        progress.advance(task.source.name, task.share, future.result())
+
+
+def _run_task(task: NamedTask, config: PrepareConfig, work: Path) -> int:
+    """Write a task's shard, rejects and rows.
+
+    Returns:
+        How many records it read.
+    """
     tokenizer = _tokenizer(work / TOKENIZER)
     rows: list[dict[str, object]] = []
     rejects: list[Reject] = []
@@ -261,7 +325,7 @@ def _run_task(task: NamedTask, config: PrepareConfig, work: Path) -> str:
     with pa.ipc.new_file(sink, table.schema) as out:
         out.write_table(table)
     _replace(_rows_file(work, task.name), sink.getvalue().to_pybytes())
-    return task.name
+    return len(rows) + len(rejects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,23 +404,35 @@ def _merged(config: PrepareConfig, work: Path, names: list[str], request: str) -
     if not len(rows):
         raise InputError(f"the sources hold no usable record; {work / REJECTS} says why")
     repeated = duplicates_of(rows["digest"])
+    source_of = list(itertools.chain.from_iterable([source] * len(table) for source, table in named))
     dropped = Counter()
     if config.duplicates == "drop":
-        of_rows = itertools.chain.from_iterable([source] * len(table) for source, table in named)
-        dropped.update(itertools.compress(of_rows, repeated))
+        dropped.update(itertools.compress(source_of, repeated))
+        source_of = list(itertools.compress(source_of, ~repeated))
         rows = rows.filter(pa.array(~repeated))
     write_index(work / INDEX, rows, tokenizer_fingerprint(work / TOKENIZER))
+    kept = Counter(zip(source_of, rows["split"].to_pylist(), rows["part"].to_pylist(), strict=True))
     counts = {
         source: SourceCounts(
-            written[source] + rejected[source], written[source] - dropped[source], rejected[source], dropped[source]
+            records=written[source] + rejected[source],
+            written=written[source] - dropped[source],
+            rejected=rejected[source],
+            duplicates_dropped=dropped[source],
+            train=_by_part(kept, source, "train"),
+            heldout=_by_part(kept, source, "heldout"),
         )
         for source in sorted({*written, *rejected})
     }
-    manifest = Manifest(request, counts, int(repeated.sum()))
+    manifest = Manifest(request, counts, int(repeated.sum()), config.duplicates)
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     shutil.rmtree(work / TASKS)
     (work / REQUEST).unlink()
     return manifest
+
+
+def _by_part(kept: Counter[tuple[str, str, str]], source: str, split: str) -> dict[str, int]:
+    """Samples of a source in a split, by part; `kept` counts by source, split and part."""
+    return {part: count for (name, of, part), count in sorted(kept.items()) if (name, of) == (source, split)}
 
 
 def _check_rejected(

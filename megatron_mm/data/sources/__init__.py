@@ -9,8 +9,9 @@
     text.py            plain text
     pictures.py        a picture of a source -> a plain picture
 
-Shared by them: paths.py (which files), json_files.py (records of JSON files), picture_names.py (how records name
-pictures), texts.py (where pictures stand in texts, and what is reasoning), faults.py (records that cannot be used).
+Shared by them: paths.py (which files), json_files.py (records of JSON files), media.py (fields that name pictures or
+other media), picture_names.py (how records name pictures), texts.py (where pictures stand in texts, and what is
+reasoning), faults.py (records that cannot be used).
 """
 
 from collections.abc import Callable, Iterator

@@ -47,6 +47,11 @@ class Reject:
 class Task(Protocol):
     """Records of one shard. Can be pickled; is read in a worker."""
 
+    @property
+    def end(self) -> float:
+        """Share of its source that lies before this task's end, above 0 and at most 1: what time left is told by."""
+        ...
+
     def records(self) -> Iterator[RawSample | Reject]:
         """Every record once, in order, each as a sample or a reject: none is passed over."""
         ...

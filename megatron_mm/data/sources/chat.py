@@ -8,8 +8,8 @@
 Either name of a list, and of a turn's fields, goes with either. `system`, or a first turn of the system, is the
 system's text. A part of a turn may name its picture, as OpenAI's, Anthropic's and Qwen's do. Reasoning may be in a
 field of its own (`reasoning_content`, `reasoning`, `thinking`), and a turn may say that it is not to be trained
-(`"loss": false`, `"train": false`, `"weight": 0`). texts.py says where pictures stand and what else is reasoning, media.py
-which other names of fields are understood, and what is refused.
+(`"loss": false`, `"train": false`, `"weight": 0`). texts.py says where pictures stand and what else is reasoning,
+media.py which other names of fields are understood, and what is refused.
 """
 
 from collections.abc import Iterator
@@ -130,7 +130,10 @@ def conversation_of(record: Any, num_pictures: int) -> StoredContent:
         raise Fault("no turn is to be trained")
     questions = place_pictures([turn.segments for turn in asked], num_pictures)
     return StoredContent(
-        tuple(StoredTurn(question, *_response(turn), turn.trained) for question, turn in zip(questions, answered, strict=True)),
+        tuple(
+            StoredTurn(question, *_response(turn), turn.trained)
+            for question, turn in zip(questions, answered, strict=True)
+        ),
         # An empty one is how some files say that there is none.
         system or None,
     )
@@ -192,7 +195,7 @@ def _turn(turn: Any, number: int) -> _Turn:
     refuse_tools(turn)
     content = one_of(turn, ("value", "content"))
     if isinstance(content, list):
-        segments = [_segment(part, number) for part in content]
+        segments: Segments = [_segment(part, number) for part in content]
     else:
         read = plain_answer if role == "assistant" else required_text
         segments = [read(content, f"text in turn {number}")]

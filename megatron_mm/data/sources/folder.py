@@ -48,6 +48,7 @@ class FolderTask:
 
     entries: tuple[FolderEntry, ...]
     question: str
+    end: float
 
     def records(self) -> Iterator[RawSample | Reject]:
         """Every picture, and every caption without one, in order."""
@@ -79,8 +80,9 @@ def tasks(source: SourceConfig, records_per_task: int) -> Iterator[Task]:
     if not pictures:
         raise InputError(f"no picture ({', '.join(PICTURE_SUFFIXES)}) in {source.path}; correct its path")
     listed = [entry for file in files if file.name in METADATA for entry in _metadata(file)]
-    entries = _entries(pictures, {file for file in files if file.suffix.lower() == ".txt"}, listed)
-    return (FolderTask(batch, source.question) for batch in in_batches(entries, records_per_task))
+    entries = list(_entries(pictures, {file for file in files if file.suffix.lower() == ".txt"}, listed))
+    batches = in_batches(zip(entries, range(1, len(entries) + 1), strict=True), records_per_task)
+    return (FolderTask(tuple(e for e, _ in batch), source.question, batch[-1][1] / len(entries)) for batch in batches)
 
 
 def _entries(pictures: list[Path], texts: set[Path], listed: list[FolderEntry]) -> Iterator[FolderEntry]:

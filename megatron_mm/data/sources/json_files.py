@@ -1,7 +1,7 @@
 """Records of JSON files (one array) and JSONL files (a record a line)."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.prepare import SourceConfig
 from megatron_mm.data.sources.base import RawSample, Reject
 from megatron_mm.data.sources.faults import Fault, Found, judged
-from megatron_mm.data.sources.paths import files_of, in_batches
+from megatron_mm.data.sources.paths import files_of, in_batches, with_spans
 
 JSON_SUFFIXES = (".json", ".jsonl")
 
@@ -23,11 +23,13 @@ class JsonEntry:
         file: that holds it.
         origin: file and number, counted from 1.
         value: the record, or the bytes of its line.
+        end: share of all files that lies before its end.
     """
 
     file: Path
     origin: str
     value: Any
+    end: float = 1.0
 
     def record(self) -> Any:
         """The parsed record, which may be anything that JSON can say.
@@ -58,6 +60,11 @@ class JsonTask:
     read: Callable[[Any, Path], Found]
     pictures: Path | None
 
+    @property
+    def end(self) -> float:
+        """See `Task`."""
+        return self.entries[-1].end
+
     def records(self) -> Iterator[RawSample | Reject]:
         """Every record, in order."""
         for entry in self.entries:
@@ -77,27 +84,29 @@ def json_tasks(source: SourceConfig, records_per_task: int, read: Callable[[Any,
     return (JsonTask(batch, read, source.pictures) for batch in in_batches(entries, records_per_task))
 
 
-def entries_of(files: Iterable[Path]) -> Iterator[JsonEntry]:
+def entries_of(files: Sequence[Path]) -> Iterator[JsonEntry]:
     """Every record of the files; blank lines are none.
 
     Raises:
         InputError: a file cannot be read, or is not a JSON array.
     """
-    for file in files:
-        yield from _lines(file) if file.suffix.lower() == ".jsonl" else _array(file)
+    for file, share in with_spans(files):
+        yield from _lines(file, share) if file.suffix.lower() == ".jsonl" else _array(file, share)
 
 
-def _lines(file: Path) -> Iterator[JsonEntry]:
+def _lines(file: Path, share: Callable[[float], float]) -> Iterator[JsonEntry]:
     try:
+        size, end = file.stat().st_size, 0
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                end += len(line)
                 if line.strip():
-                    yield JsonEntry(file, f"{file} line {number}", line)
+                    yield JsonEntry(file, f"{file} line {number}", line, share(end / size))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error}") from None
 
 
-def _array(file: Path) -> Iterator[JsonEntry]:
+def _array(file: Path, share: Callable[[float], float]) -> Iterator[JsonEntry]:
     try:
         records = parsed(file.read_bytes())
     except OSError as error:
@@ -109,4 +118,4 @@ def _array(file: Path) -> Iterator[JsonEntry]:
     if not isinstance(records, list):
         raise InputError(f"{file} holds a JSON {type(records).__name__}, not an array of records; put it in [ ]")
     for number, record in enumerate(records, 1):
-        yield JsonEntry(file, f"{file} record {number}", record)
+        yield JsonEntry(file, f"{file} record {number}", record, share(number / len(records)))

@@ -34,7 +34,7 @@ def is_empty(value: Any) -> bool:
         return not value.strip()
     if isinstance(value, (list, tuple)):
         return all(is_empty(item) for item in value)
-    return value is None or value != value  # noqa: PLR0124 (NaN)
+    return value is None or value != value  # not equal to itself: NaN, as tables write "none"
 
 
 def picture_field(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """Parquet files of questions with answers (geometry3k, Vision-R1-rl), or of conversations as chat.py has them.
 
 Columns `problem` and `answer`, and `reasoning` (or another name that chat.py has for it) where there is one; or
-`conversations` or `messages`, and `system`. Pictures are under `images` or `image`, or a name like these (media.py): bytes,
-{"bytes", "path"}, or paths, or a list of these.
+`conversations` or `messages`, and `system`. Pictures are under `images` or `image`, or a name like these (media.py):
+bytes, {"bytes", "path"}, or paths, or a list of these.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from megatron_mm.data.sources import chat
 from megatron_mm.data.sources.base import RawSample, Reject, Task
 from megatron_mm.data.sources.faults import Fault, Found, judged
 from megatron_mm.data.sources.media import other_media, picture_field
-from megatron_mm.data.sources.paths import files_of
+from megatron_mm.data.sources.paths import files_of, with_spans
 from megatron_mm.data.sources.texts import one_turn, plain_answer, required_text
 
 QUESTION, ANSWER, SYSTEM = "problem", "answer", "system"
@@ -36,6 +36,7 @@ class ParquetTask:
     stop: int
     columns: tuple[str, ...]
     pictures: Path
+    end: float
 
     def records(self) -> Iterator[RawSample | Reject]:
         """Every row, in order.
@@ -70,10 +71,16 @@ def tasks(source: SourceConfig, records_per_task: int) -> Iterator[Task]:
         InputError: there are none; while iterating, one is damaged or has other columns.
     """
     files = files_of(source, (".parquet",))
-    return (task for file in files for task in _tasks_of(file, source.pictures or file.parent, records_per_task))
+    return (
+        task
+        for file, share in with_spans(files)
+        for task in _tasks_of(file, share, source.pictures or file.parent, records_per_task)
+    )
 
 
-def _tasks_of(file: Path, pictures: Path, records_per_task: int) -> Iterator[ParquetTask]:
+def _tasks_of(
+    file: Path, share: Callable[[float], float], pictures: Path, records_per_task: int
+) -> Iterator[ParquetTask]:
     try:
         with pq.ParquetFile(file, pre_buffer=False) as opened:
             names, num_rows = opened.schema_arrow.names, opened.metadata.num_rows
@@ -81,7 +88,7 @@ def _tasks_of(file: Path, pictures: Path, records_per_task: int) -> Iterator[Par
         raise _damaged(file, error) from None
     for start in range(0, num_rows, records_per_task):
         stop = min(start + records_per_task, num_rows)
-        yield ParquetTask(file, start, stop, _columns(file, names), pictures)
+        yield ParquetTask(file, start, stop, _columns(file, names), pictures, share(stop / num_rows))
 
 
 def _columns(file: Path, names: list[str]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Which files a source is made of."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,27 @@ def visible_files(directory: Path) -> list[Path]:
         for path in directory.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
+
+
+def with_spans(files: Sequence[Path]) -> Iterator[tuple[Path, Callable[[float], float]]]:
+    """Files, each with a function from a share of the file, 0 to 1, to the share of all files' bytes that ends there.
+
+    Raises:
+        InputError: a file is gone.
+    """
+    try:
+        # None counts for nothing: an empty file is a step as well.
+        sizes = [file.stat().st_size + 1 for file in files]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+    total, begin = sum(sizes), 0
+    for file, size in zip(files, sizes, strict=True):
+        yield file, partial(_share, begin=begin, size=size, total=total)
+        begin += size
+
+
+def _share(of_file: float, begin: int, size: int, total: int) -> float:
+    return (begin + of_file * size) / total
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

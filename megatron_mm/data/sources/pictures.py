@@ -1,8 +1,8 @@
 """Pictures of a source -> plain pictures for a shard.
 
 Plain is a whole JPEG, PNG or WebP of 8-bit RGB or grey, upright and opaque, with little metadata: its bytes are kept as
-they are. Any other (palette, CMYK, 16 bits, transparent, turned by its EXIF, other formats) is stored as the PNG of what
-vLLM would see.
+they are. Any other (palette, CMYK, 16 bits, transparent, turned by its EXIF, other formats) is stored as the PNG of
+what vLLM would see.
 """
 
 import urllib.error

@@ -10,7 +10,7 @@ from megatron_mm.data.sources.base import RawSample, Reject, Task
 from megatron_mm.data.sources.chat import as_object
 from megatron_mm.data.sources.faults import Fault, Found, judged
 from megatron_mm.data.sources.json_files import JSON_SUFFIXES, JsonEntry, entries_of
-from megatron_mm.data.sources.paths import files_of, in_batches
+from megatron_mm.data.sources.paths import files_of, in_batches, with_spans
 from megatron_mm.data.sources.texts import decoded, required_text
 
 PLAIN = ".txt"
@@ -21,6 +21,7 @@ class TextTask:
     """Documents: records, and files that are one document each."""
 
     entries: tuple[JsonEntry | Path, ...]
+    end: float
 
     def records(self) -> Iterator[RawSample | Reject]:
         """Every document, in order."""
@@ -36,8 +37,19 @@ def tasks(source: SourceConfig, records_per_task: int) -> Iterator[Task]:
         InputError: there are none; while iterating, a JSON file is not JSON.
     """
     files = files_of(source, (PLAIN, *JSON_SUFFIXES))
-    entries = (entry for file in files for entry in ([file] if file.suffix.lower() == PLAIN else entries_of([file])))
-    return (TextTask(batch) for batch in in_batches(entries, records_per_task))
+    return (
+        TextTask(tuple(entry for entry, _ in batch), batch[-1][1])
+        for batch in in_batches(_entries(files), records_per_task)
+    )
+
+
+def _entries(files: list[Path]) -> Iterator[tuple[JsonEntry | Path, float]]:
+    """Every document, with the share of all files that lies before its end."""
+    for file, share in with_spans(files):
+        if file.suffix.lower() == PLAIN:
+            yield file, share(1)
+        else:
+            yield from ((entry, share(entry.end)) for entry in entries_of([file]))
 
 
 def _read(entry: JsonEntry | Path) -> Found:

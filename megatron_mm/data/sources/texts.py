@@ -76,9 +76,9 @@ def joined(parts: Iterable[str | int]) -> StoredParts:
 def response_of(text: str) -> tuple[str, str | None]:
     """An assistant's text as answer and reasoning.
 
-    A text that begins with `<think>`, or has `</think>` alone, as models write behind a template that opens the thought,
-    holds its reasoning up to the last `</think>`; an answer that is wrapped as a whole in `<answer>` and `</answer>`
-    loses them. Anywhere else these are plain text.
+    A text that begins with `<think>`, or has `</think>` alone, as models write behind a template that opens the
+    thought, holds its reasoning up to the last `</think>`; an answer that is wrapped as a whole in `<answer>` and
+    `</answer>` loses them. Anywhere else these are plain text.
 
     Raises:
         Fault: the reasoning does not end, or the answer is empty.

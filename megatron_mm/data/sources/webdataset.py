@@ -4,8 +4,9 @@
     cat.0.jpg cat.1.png cat.json       pictures in the order of their numbers, and a conversation as chat.py has it,
                                        {"caption" or "text": str}, or what `megatron-mm data prepare` itself writes
 
-The members are a conversation's pictures, whatever names it gives them, and none that it names may be missing. A conversation goes
-before a caption, and `.txt` before a caption in `.json`. A directory with `.nv-meta` is read as energon.py says.
+The members are a conversation's pictures, whatever names it gives them, and none that it names may be missing. A
+conversation goes before a caption, and `.txt` before a caption in `.json`. A directory with `.nv-meta` is read as
+energon.py says.
 """
 
 import re
@@ -23,7 +24,7 @@ from megatron_mm.data.sources.energon import CAPTIONING, META, FieldMap, read_la
 from megatron_mm.data.sources.faults import Fault, Found, judged
 from megatron_mm.data.sources.json_files import parsed
 from megatron_mm.data.sources.media import OTHER_SUFFIXES, refuse_other_media
-from megatron_mm.data.sources.paths import files_of, in_batches, visible_files
+from megatron_mm.data.sources.paths import files_of, in_batches, visible_files, with_spans
 from megatron_mm.data.sources.picture_names import PICTURE_SUFFIXES
 from megatron_mm.data.sources.tar_files import TarSample, scan
 from megatron_mm.data.sources.texts import captioned, decoded, one_turn, required_text
@@ -42,6 +43,7 @@ class TarTask:
     question: str
     fields: FieldMap | None
     end_fault: str | None
+    end: float
 
     def records(self) -> Iterator[RawSample | Reject]:
         """Every sample, in order, and then what is wrong with the archive's end."""
@@ -58,8 +60,8 @@ class TarTask:
 
     def _merged(self, name: str) -> Found:
         raise Fault(
-            f"the name {name!r} has a dot, so that WebDataset takes it for another member of the sample before the dot; "
-            "write the archive with other names"
+            f"the name {name!r} has a dot, so that WebDataset takes it for another member of the sample before the "
+            "dot; write the archive with other names"
         )
 
     def _at_end(self) -> Found:
@@ -90,21 +92,22 @@ def tasks(source: SourceConfig, records_per_task: int) -> Iterator[Task]:
     else:
         files, excluded, fields = files_of(source, (".tar",)), {}, None
     return (
-        task
-        for file in files
-        for task in _tasks_of(file, excluded.get(file, frozenset()), source.question, fields, records_per_task)
+        TarTask(file, batch, source.question, fields, fault, share(end))
+        for file, share in with_spans(files)
+        for batch, fault, end in _batches_of(file, excluded.get(file, frozenset()), records_per_task)
     )
 
 
-def _tasks_of(
-    file: Path, excluded: frozenset[str], question: str, fields: FieldMap | None, records_per_task: int
-) -> Iterator[TarTask]:
+def _batches_of(
+    file: Path, excluded: frozenset[str], records_per_task: int
+) -> Iterator[tuple[tuple[TarSample, ...], str | None, float]]:
+    """Samples of each task, what is wrong with the archive's end, and the share of the file that ends there."""
     samples, fault = scan(file)
     batches = list(in_batches((sample for sample in samples if sample.key not in excluded), records_per_task))
     if not batches and fault is not None:
         batches = [()]
     for number, batch in enumerate(batches, 1):
-        yield TarTask(file, batch, question, fields, fault if number == len(batches) else None)
+        yield batch, fault if number == len(batches) else None, number / len(batches)
 
 
 def _read_members(sample: TarSample, question: str) -> Found:

@@ -83,13 +83,12 @@ def _command(sources: Path, directory: Path, *options: str) -> list[str]:
 
 def test_counts_add_up_and_rejects_say_where_and_why(sources: Path, tmp_path: Path) -> None:
     manifest = _prepared(sources, tmp_path / "out")
-    assert manifest.sources == {
-        "talk": SourceCounts(records=60, written=57, rejected=3, duplicates_dropped=0),
-        "web/text": SourceCounts(records=10, written=10, rejected=0, duplicates_dropped=0),
-    }
+    talk, text = manifest.sources["talk"], manifest.sources["web/text"]
+    assert (talk.records, talk.written, talk.rejected, talk.duplicates_dropped) == (60, 57, 3, 0)
+    assert text == SourceCounts(10, 10, 0, 0, train={"web/text/document": 10}, heldout={})
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
-    talk = tmp_path / "talk.json"
-    assert [reject["origin"] for reject in rejects] == [f"{talk} record {number}" for number in (11, 21, 31)]
+    file = tmp_path / "talk.json"
+    assert [reject["origin"] for reject in rejects] == [f"{file} record {number}" for number in (11, 21, 31)]
     for reject, reason in zip(rejects, ("is empty (0 bytes)", "does not exist", "empty answer"), strict=True):
         assert reject["source"] == "talk"
         assert reason in reject["reason"]
@@ -98,8 +97,10 @@ def test_counts_add_up_and_rejects_say_where_and_why(sources: Path, tmp_path: Pa
     assert len(origins) == len(data.index) == 67
     counts = Counter(part.part for part in data.index.parts for _ in range(part.count))
     assert counts == {"talk/thinking": 38, "talk/non_thinking": 19, "web/text/document": 10}
-    held_out = sum(part.count for part in data.index.parts if part.split == "heldout")
-    assert 3 < held_out < 25
+    for split, told in (("train", {**talk.train, **text.train}), ("heldout", talk.heldout)):
+        assert told == {part.part: part.count for part in data.index.parts if part.split == split}
+    assert 3 < sum(talk.heldout.values()) < 25
+    assert Manifest.read(tmp_path / "out") == manifest
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
@@ -115,6 +116,10 @@ def test_a_second_call_does_nothing_and_another_request_is_refused(sources: Path
     before = (tmp_path / "out" / INDEX).stat().st_mtime_ns
     assert _prepared(sources, tmp_path / "out", "max_rejected=0.5") == first
     assert (tmp_path / "out" / INDEX).stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="made with duplicates=keep, not drop"):
+        _prepared(sources, tmp_path / "out", "duplicates=drop")
+    with pytest.raises(InputError, match=r"3 of 60 records of its source talk were rejected, .*max_rejected=0\.02"):
+        _prepared(sources, tmp_path / "out", "max_rejected=0.02")
     with pytest.raises(InputError, match="exists already, made of other sources or settings"):
         _prepared(sources, tmp_path / "out", "samples_per_shard=9")
     (tmp_path / "talk.json").write_text((tmp_path / "talk.json").read_text() + "\n", encoding="utf-8")
@@ -159,7 +164,7 @@ def test_killed_processes_lose_nothing(sources: Path, tmp_path: Path, victim: st
     command = _command(sources, directory, "--workers", "2", "samples_per_shard=1")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     tasks = tmp_path / "out.partial" / "tasks"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(tasks.glob("*.arrow"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
@@ -191,10 +196,10 @@ def test_duplicates_are_counted_and_dropped_on_request(tmp_path: Path, tokenizer
     ]
     limits = {"max_rejected": 0.2}
     kept = write_dataset(tmp_path / "kept", tokenizer, {"a": samples}, **limits)
-    assert (kept.duplicates, kept.sources["a"]) == (1, SourceCounts(5, 4, 1, 0))
+    assert (kept.duplicates, kept.sources["a"]) == (1, SourceCounts(5, 4, 1, 0, {"a/non_thinking": 4}, {}))
     assert len(Index(tmp_path / "kept" / INDEX)) == 4
     dropped = write_dataset(tmp_path / "dropped", tokenizer, {"a": samples}, duplicates="drop", **limits)
-    assert (dropped.duplicates, dropped.sources["a"]) == (1, SourceCounts(5, 3, 1, 1))
+    assert (dropped.duplicates, dropped.sources["a"]) == (1, SourceCounts(5, 3, 1, 1, {"a/non_thinking": 3}, {}))
     data = PreparedData(str(tmp_path / "dropped"))
     assert {data.read(row).origin for row in range(len(data.index))} == {"first", "other picture", "other answer"}
 
