@@ -6,6 +6,7 @@ pictures; without any mark, all pictures go in front of the first question, each
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -17,7 +18,8 @@ from megatron_mm.data.sources.faults import Fault
 
 # A question before its pictures are numbered: texts, and None where a picture stands.
 Segments = list[str | None]
-MARKS = (IMAGE, "<video>", "<audio>")
+# In any case, and Qwen-VL's own placeholders.
+_MARK = re.compile(r"<(?:image|video|audio)>|<\|(?:image|video|audio)_pad\|>", re.IGNORECASE)
 
 
 def stray_mark(content: StoredContent) -> str | None:
@@ -26,8 +28,8 @@ def stray_mark(content: StoredContent) -> str | None:
     texts += [("an answer", turn.answer) for turn in content.turns]
     texts += [("a reasoning", turn.reasoning or "") for turn in content.turns]
     texts.append(("the system's text", content.system or ""))
-    found = ((mark, where) for where, text in texts if isinstance(text, str) for mark in MARKS if mark in text)
-    return next((f"{mark} in {where}" for mark, where in found), None)
+    found = ((_MARK.search(text), where) for where, text in texts if isinstance(text, str))
+    return next((f"{mark[0]} in {where}" for mark, where in found if mark), None)
 
 
 def place_pictures(questions: Sequence[Segments], num_pictures: int) -> list[StoredParts]:

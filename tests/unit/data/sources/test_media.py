@@ -97,7 +97,7 @@ def test_media_that_do_not_reach_the_sample_are_rejects(tmp_path: Path, record: 
     assert isinstance(_read(tmp_path, record), Reject)
 
 
-@pytest.mark.parametrize("mark", ["<image>", "<video>", "<audio>"])
+@pytest.mark.parametrize("mark", ["<image>", "<video>", "<audio>", "<Image>", "<|image_pad|>", "<|VIDEO_PAD|>"])
 @pytest.mark.parametrize(
     "record",
     [

@@ -14,6 +14,7 @@ from megatron_mm.data.records import StoredContent, StoredTurn
 from megatron_mm.data.shards import EncodedPicture, ShardWriter
 from megatron_mm.data.sources.base import FileRange, RawSample, Reject
 from megatron_mm.data.sources.energon import expand_braces
+from megatron_mm.data.sources.texts import stray_mark
 from tests.unit.data.sources import read_all, reasons, samples
 
 CHAT = {"conversations": [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "a"}]}
@@ -275,3 +276,107 @@ def test_energon_files_that_are_missing_or_broken(tmp_path: Path, name: str) -> 
 def test_braces() -> None:
     assert list(expand_braces("s_{08..10}.tar")) == ["s_08.tar", "s_09.tar", "s_10.tar"]
     assert list(expand_braces("{a,b}{1..0}{x}")) == ["a1{x}", "a0{x}", "b1{x}", "b0{x}"]
+
+
+# Names of members, and how many samples and rejects a person would count.
+NAMES = {
+    "a version": (["v1.0_000.png", "v1.0_000.txt", "v1.0_001.png", "v1.0_001.txt"], 0, 2),
+    "a version among plain names": (["1.png", "1.txt", "v1.0_1.png", "v1.0_1.txt", "v1.0_2.png", "v1.0_2.txt"], 1, 2),
+    "one beside its own": (["cat.png", "cat.txt", "cat.big.png", "cat.big.txt"], 0, 2),
+    "three": ([f"day.{n}.{end}" for n in (1, 2, 3) for end in ("jpg", "json")], 0, 3),
+    "several dots": ([f"a.b.{n}.{end}" for n in (1, 2) for end in ("jpg", "txt")], 0, 2),
+    "captions alone": (["a.1.txt", "a.2.txt"], 0, 2),
+    "captions and one picture": (["a.1.txt", "a.1.png", "a.2.txt"], 0, 2),
+    "a date alone": (["2024.01.05.jpg", "2024.01.05.txt"], 0, 1),
+    "upper case": (["A.1.PNG", "A.1.TXT", "A.2.PNG", "A.2.TXT"], 0, 2),
+    "in a directory with a dot": (["x.y/1.png", "x.y/1.txt", "x.y/2.png", "x.y/2.txt"], 2, 0),
+    "several pictures of one": (["1.img1.png", "1.img2.png", "1.img10.png", "1.txt"], 1, 0),
+    "a mask beside the picture": (["1.png", "1.mask.png", "1.txt"], 1, 0),
+    "side data": (["1.png", "1.txt", "1.detail.json", "1.meta.txt"], 1, 0),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_samples_merged_by_dots_are_counted_one_by_one(tmp_path: Path, case: str) -> None:
+    names, num_samples, num_rejects = NAMES[case]
+    members = [(name, {"caption": "x"} if name.lower().endswith("json") else b"x") for name in names]
+    found = read_all("webdataset", _write(tmp_path / "a.tar", *members))
+    rejects = [record for record in found if isinstance(record, Reject)]
+    assert (len(found) - len(rejects), len(rejects)) == (num_samples, num_rejects), found
+    assert len({record.origin for record in found}) == len(found)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("padding", [0, BLOCK, 20 * BLOCK, 2**20 + BLOCK])
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 0, 3), (0, 2)])
+def test_archives_one_behind_the_other_are_all_read(
+    tmp_path: Path, form: int, padding: int, sizes: tuple[int, ...]
+) -> None:
+    path, joined = tmp_path / "a.tar", b""
+    for archive, size in enumerate(sizes):
+        with tarfile.open(path, "w", format=form) as tar:
+            for number in range(size):
+                for suffix in ("png", "txt"):
+                    # A name too long for a header of its own in two of the formats.
+                    member = tarfile.TarInfo(f"{archive}/{'n' * 90}{number}.{suffix}")
+                    member.size = 5
+                    tar.addfile(member, BytesIO(f"{archive}x{number}xx".encode()))
+        joined += path.read_bytes() + bytes(padding)
+    path.write_bytes(joined)
+    found = samples(read_all("webdataset", path))
+    assert [sample.content.turns[0].answer for sample in found] == [
+        f"{archive}x{number}xx" for archive, size in enumerate(sizes) for number in range(size)
+    ]
+    assert [_pictures(sample) for sample in found] == [[turn.content.turns[0].answer.encode()] for turn in found]
+
+
+@pytest.mark.parametrize(
+    ("behind", "reason"),
+    [
+        (b"no archive" * 100, "what follows the archive's end at byte"),
+        (b"x", "what follows the archive's end at byte"),
+        (bytes(700) + b"x" * 2000, "what follows the archive's end at byte"),
+        (bytes(2**20 + 5) + b"x", "what follows the archive's end at byte"),
+    ],
+)
+def test_what_follows_an_archive_and_is_none_is_a_reject(tmp_path: Path, behind: bytes, reason: str) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(_archive(path) + behind)
+    *rest, last = read_all("webdataset", path)
+    assert len(samples(rest)) == 4
+    assert reason in reasons([last])[0]
+
+
+@pytest.mark.parametrize(
+    "member",
+    ["1.svg", "1.jp2", "1.mp4", "1.wav", "1.exr", "1.dcm", "1.psd", "1.jxl", "1.MOV", "1.a.webm", "1.eps"],
+)
+def test_members_that_cannot_be_learned_are_rejects(tmp_path: Path, member: str) -> None:
+    held = [("1.json", {"conversations": _plain()}), (member, b"x")]
+    assert "cannot be learned" in reasons(read_all("webdataset", _write(tmp_path / "a.tar", *held)))[0]
+
+
+def _plain() -> list[dict[str, str]]:
+    return [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"image": "1.png"},
+        {"images": ["1.png", "2.png"]},
+        {"image_path": "1.png"},
+        {"img": "1.png"},
+        {"image": ["1.png"]},
+        {"picture": {"path": "1.png"}},
+        {"video": "1.mp4"},
+        {"where": "1.png"},
+        {"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "1.png"}]}], "conversations": None},
+    ],
+)
+def test_conversations_whose_pictures_are_missing_are_no_text(tmp_path: Path, names: dict[str, Any]) -> None:
+    path = _write(tmp_path / "a.tar", ("1.json", {"conversations": _plain(), **names}))
+    (record,) = read_all("webdataset", path)
+    # The mark alone is seen by what writes the data, which knows whether marks are text.
+    assert isinstance(record, Reject) or stray_mark(record.content) is not None
