@@ -1,6 +1,7 @@
 """WebDataset: members that become samples, energon's layout, our own shards, and archives that are cut off."""
 
 import json
+import re
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -331,20 +332,14 @@ def test_archives_one_behind_the_other_are_all_read(
 
 
 @pytest.mark.parametrize(
-    ("behind", "reason"),
-    [
-        (b"no archive" * 100, "what follows the archive's end at byte"),
-        (b"x", "what follows the archive's end at byte"),
-        (bytes(700) + b"x" * 2000, "what follows the archive's end at byte"),
-        (bytes(2**20 + 5) + b"x", "what follows the archive's end at byte"),
-    ],
+    "behind", [b"no archive" * 100, b"x", bytes(700) + b"x" * 2000, bytes(2**20 + 5) + b"x", bytes(BLOCK) + b"x" * 99]
 )
-def test_what_follows_an_archive_and_is_none_is_a_reject(tmp_path: Path, behind: bytes, reason: str) -> None:
+def test_what_follows_an_archive_and_is_none_is_a_reject(tmp_path: Path, behind: bytes) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(_archive(path) + behind)
     *rest, last = read_all("webdataset", path)
     assert len(samples(rest)) == 4
-    assert reason in reasons([last])[0]
+    assert re.search("is not read|was cut off", reasons([last])[0])
 
 
 @pytest.mark.parametrize(
