@@ -4,8 +4,8 @@ The form is Qwen3's ChatML (recipes: R-4B 1.2, our default, since the released t
 
     <|im_start|>user\\n<image>...\\n{question}<|im_end|>\\n<|im_start|>assistant\\n<think>...</think>\\n\\n{answer}<|im_end|>
 
-Of several turns, every turn of the assistant keeps its thought, empty or not, when others follow: all turns of a sequence
-are trained in one pass, so a later one sees the earlier ones as they stand there. chat/template.py serves them so.
+Of several turns, every turn of the assistant keeps its thought, empty or not, when others follow: all turns of a
+sequence are trained in one pass, so a later one sees the earlier ones as they stand there. template.py serves them so.
 """
 
 from collections.abc import Callable, Sequence

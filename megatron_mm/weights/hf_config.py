@@ -65,15 +65,8 @@ _VISION_READ = {
 }
 _LANGUAGE_READ = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *(
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_theta",
-        "rope_parameters",
-        "rope_scaling",
-    ),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "rope_parameters", "rope_scaling"),
     *("tie_word_embeddings", "layer_types", "sliding_window", "max_window_layers"),
 }
 _EXPERTS_READ = {

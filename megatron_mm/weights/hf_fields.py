@@ -27,10 +27,7 @@ class Section:
 
     def fault(self, field: str, why: str) -> None:
         """Note that a field cannot be followed."""
-        shown = repr(self.value(field))
-        if len(shown) > _SHOWN_CHARACTERS:
-            shown = f"{shown[:_SHOWN_CHARACTERS]}..."
-        self.faults.append(f"  {self.name}{field}={shown}: {why}")
+        self.faults.append(f"  {self.name}{field}={_shown(self.value(field))}: {why}")
 
     def check(
         self,
@@ -95,9 +92,14 @@ class Section:
         """Return the fields of a section in this one; anything else is noted, and no fields returned."""
         found = self.given.get(field)
         if not isinstance(found, dict):
-            self.fault(field, "not an object with fields of its own")
+            self.faults.append(f"  {self.name}{field}={_shown(found)}: not an object with fields of its own")
             return {}
         return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def is_positive_number(value: Any) -> bool:

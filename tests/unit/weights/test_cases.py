@@ -20,6 +20,7 @@ from megatron_mm.convert.importing import ImportOptions, ImportPlan, plan_import
 from megatron_mm.generation.engine import engine_arguments
 from megatron_mm.weights.export import write_directory
 from megatron_mm.weights.names import Kind
+from tests.foreign_code import plant
 from tests.tiny import in_order, r4b_tensors, reference_models, tiny_config
 
 WHOLE, LANGUAGE, VISION = "whole", "language", "vision"
@@ -276,21 +277,6 @@ def test_values_that_are_no_numbers_are_named_when_they_are_read(
     file = root / LANGUAGE / "model.safetensors"
     assert f"{file}: model.norm.weight has 2 of 128 values that are {reason}" in str(raised.value)
     assert source.tensors["model.language_model.embed_tokens.weight"][EVERYTHING].isfinite().all()
-
-
-CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\nfrom transformers import *\n"
-
-
-def plant(directory: Path, marker: Path) -> None:
-    """Name code of the directory's own wherever transformers looks for a name, and write it there."""
-    (directory / "own.py").write_text(CODE.format(marker=str(marker)), encoding="utf-8")
-    named = {"AutoConfig": "own.PreTrainedConfig", "AutoModel": "own.PreTrainedModel", "AutoProcessor": "own.Processor"}
-    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
-        path = directory / name
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content["auto_map"] = {**named, "AutoTokenizer": ["own.PreTrainedTokenizer", "own.PreTrainedTokenizerFast"]}
-            path.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
