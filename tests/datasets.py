@@ -48,10 +48,15 @@ def turn(question: str, answer: str, reasoning: str | None = None, num_pictures:
 
 
 def write_dataset(
-    directory: Path, tokenizer: ChatTokenizer, sources: Mapping[str, Sequence[RawSample | Reject]], **settings: object
+    directory: Path,
+    tokenizer: ChatTokenizer,
+    sources: Mapping[str, Sequence[RawSample | Reject]],
+    *,
+    marks_are_text: bool = False,
+    **settings: object,
 ) -> Manifest:
     """Prepare samples, one task a source."""
-    listed = [SourceConfig(name=name, format="chat", path=directory) for name in sources]
+    listed = [SourceConfig(name=name, format="chat", path=directory, marks_are_text=marks_are_text) for name in sources]
     values = {"tokenizer": tokenizer.directory, "sources": listed, **settings}
     config = PrepareConfig.model_validate(values)
     tasks = [NamedTask(source.name.replace("/", "-"), source, Listed(sources[source.name]), 1.0) for source in listed]

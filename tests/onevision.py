@@ -18,6 +18,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from megatron_mm.chat.images import NEWLINE, TileRules, pixel_values
 from megatron_mm.chat.render import Conversation, Question, Rendering, Response, Sample, render_sample
+from megatron_mm.chat.template import chat_template
 from megatron_mm.chat.tokenizer import IMAGE, PAD, ChatTokenizer
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data import loader
@@ -28,7 +29,6 @@ from megatron_mm.models.vlm import Pictures, build_model
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
 from megatron_mm.weights import mapping
-from megatron_mm.weights.export import chat_template
 from megatron_mm.weights.modeling_r4b import RForConditionalGeneration
 from megatron_mm.weights.stream import from_hf
 from megatron_mm.weights.tables import model_table
@@ -130,7 +130,7 @@ def reference_processor(config: RunConfig, tokenizer: ChatTokenizer) -> LlavaOne
         vision_feature_select_strategy="full",
         image_token=IMAGE,
         vision_aspect_ratio=f"anyres_max_{config.model.max_tiles}",
-        chat_template=chat_template(),
+        chat_template=chat_template(tokenizer.tags),
     )
 
 

@@ -4,4 +4,5 @@ modes.py       the one owner of mode tokens
 tokenizer.py   a Hugging Face tokenizer, checked for what the modes need
 images.py      any-res tiling: size -> grid and placeholder count, picture -> tiles
 render.py      conversation -> ids and loss mask; prompt -> ids
+template.py    the same as a chat template, for serving
 """

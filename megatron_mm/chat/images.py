@@ -7,12 +7,11 @@ left is scaled down where it is too much (`anyres_max_N`), and a learned `image_
 LLaVA-OneVision gives each of several pictures of a sample one square tile instead.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pillow_heif
@@ -22,6 +21,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.json_files import read_json_object
 from megatron_mm.config.schema import ModelConfig
 
 # SigLIP's normalisation: (value / 255 - 0.5) / 0.5.
@@ -78,18 +78,51 @@ class TileRules:
         """
         path = directory / "config.json"
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = read_json_object(path)
+            # What vLLM reads by itself. Others' types come with code of their own, which is never run.
+            if config["model_type"] != "llava_onevision":
+                raise ValueError(f"model_type={config['model_type']!r}, not 'llava_onevision'")
             side, patch = config["vision_config"]["image_size"], config["vision_config"]["patch_size"]
-            grids = tuple((height // side, width // side) for height, width in config["image_grid_pinpoints"])
+            grids = grids_of_pinpoints(config["image_grid_pinpoints"], side)
             max_tiles = int(config["vision_aspect_ratio"].removeprefix("anyres_max_"))
             is_onevision = config["architectures"] == ["LlavaOnevisionForConditionalGeneration"]
+            patches_per_side = side // patch
         except FileNotFoundError:
             raise InputError(
                 f"no model in {directory} (config.json is missing); make it with `megatron-mm export`"
             ) from None
-        except (json.JSONDecodeError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is not of an R-4B model: {error!r}") from None
-        return cls(grids, side, side // patch, max_tiles, "square" if is_onevision else "anyres")
+        except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path} is not of a model that `megatron-mm export` wrote: {error!r}; import the model, and export it"
+            ) from None
+        return cls(grids, side, patches_per_side, max_tiles, "square" if is_onevision else "anyres")
+
+
+def grids_of_pinpoints(pinpoints: Any, tile: int) -> tuple[tuple[int, int], ...]:
+    """Return (rows, columns) of tiles for each `image_grid_pinpoints` of a config.json, which are in pixels.
+
+    Args:
+        pinpoints: as they were read.
+        tile: side of a tile in pixels.
+
+    Raises:
+        ValueError: they are not a list of (height, width) that the tile divides.
+    """
+    if not isinstance(pinpoints, list) or not pinpoints:
+        raise ValueError("not a list of (height, width) in pixels")
+    grids = []
+    for pinpoint in pinpoints:
+        is_pair = isinstance(pinpoint, list) and len(pinpoint) == 2
+        if not is_pair or any(not isinstance(side, int) or isinstance(side, bool) for side in pinpoint):
+            raise ValueError(f"holds {pinpoint!r}, not (height, width) in pixels")
+        if any(side < 1 or side % tile for side in pinpoint):
+            raise ValueError(
+                f"holds {pinpoint!r}; wanted are heights and widths that vision_config.image_size={tile} divides"
+            )
+        grids.append((pinpoint[0] // tile, pinpoint[1] // tile))
+    return tuple(grids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,15 @@
 The form is Qwen3's ChatML (recipes: R-4B 1.2, our default, since the released template is not known):
 
     <|im_start|>user\\n<image>...\\n{question}<|im_end|>\\n<|im_start|>assistant\\n<think>...</think>\\n\\n{answer}<|im_end|>
+
+Of several turns, every turn of the assistant keeps its thought, empty or not, when others follow: all turns of a
+sequence are trained in one pass, so a later one sees the earlier ones as they stand there. template.py serves them so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import groupby
 
 import numpy as np
 from PIL import Image
@@ -223,12 +227,17 @@ class _Writer:
     def text(self, text: str) -> None:
         self._run += text
 
-    def parts(self, parts: Parts) -> None:
-        for part in parts:
-            if isinstance(part, str):
-                self.text(part)
-            else:
-                self.end_run()
+    def given(self, text: str) -> None:
+        """Text that the model reads and never writes."""
+        self.text(self._tokenizer.broken_tags(text))
+
+    def parts(self, parts: Parts, write: Callable[[str], None]) -> None:
+        for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
+            if is_text:
+                write("".join(part for part in run if isinstance(part, str)))
+                continue
+            self.end_run()
+            for _ in run:
                 self._add([self._tokenizer.control(IMAGE)] * next(self._num_features), trained=False)
 
     def control(self, token: str) -> None:
@@ -260,7 +269,7 @@ def _write_document(writer: _Writer, document: Document) -> None:
     if not any(isinstance(part, str) and part.strip() for part in document.parts):
         raise InputError("a document holds no text")
     writer.trained = True
-    writer.parts(document.parts)
+    writer.parts(document.parts, writer.text)
     writer.control(PAD)  # Qwen's <|endoftext|>, which ends its own documents
 
 
@@ -309,7 +318,8 @@ def _write_response(writer: _Writer, question: Question, response: Response, ren
 def _write_system(writer: _Writer, system: str | None) -> None:
     if system is not None:
         writer.control(TURN_START)
-        writer.text(f"system\n{system}")
+        writer.text("system\n")
+        writer.given(system)
         writer.control(TURN_END)
         writer.text("\n")
 
@@ -317,7 +327,7 @@ def _write_system(writer: _Writer, system: str | None) -> None:
 def _write_question(writer: _Writer, question: Question) -> None:
     writer.control(TURN_START)
     writer.text("user\n")
-    writer.parts(question.parts)
+    writer.parts(question.parts, writer.given)
     writer.control(TURN_END)
     writer.text("\n")
     writer.control(TURN_START)

@@ -6,5 +6,6 @@ layout.py   which parallel layouts a model and a batch admit
 prepare.py  the sources of a data set
 flops.py    floating-point operations of a model
 loss_blocks.py  rows of the output layer that the loss takes at a time
+json_files.py   JSON files that others wrote
 load.py     recipe + files + overrides -> RunConfig, all faults reported at once
 """

@@ -415,7 +415,8 @@ class StageConfig(Section):
     steps: int = Field(gt=0)
     max_response_tokens: int = Field(gt=0, description="longest response; longer ones are cut off")
     group_size: int = Field(gt=0, description="responses to a prompt; with bpo, in each mode")
-    temperature: float = Field(default=1.0, gt=0)
+    # vLLM 0.32's SamplingParams: above 2 is an error, and below 0.01 it draws at 0.01, from another policy than ours.
+    temperature: float = Field(default=1.0, ge=0.01, le=2)
     top_p: float = Field(
         default=1.0,
         gt=0,

@@ -1,16 +1,16 @@
 """Two sets of weights, each a Hugging Face directory or a checkpoint, compared to the bit."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from megatron_mm.config.json_files import read_json_object
 from megatron_mm.convert.checkpoint_weights import CheckpointWeights
 from megatron_mm.parallel import state
 from megatron_mm.parallel.platform import get_platform
-from megatron_mm.weights.files import INDEX, SINGLE, open_directory, same_bits
+from megatron_mm.weights.files import INDEX, SINGLE, check_types, open_directory, same_bits
 from megatron_mm.weights.hf_config import CONFIG, read_whole
 from megatron_mm.weights.mapping import Readable
 from megatron_mm.weights.names import Kind, not_of_the_model, our_names
@@ -91,12 +91,13 @@ def _open(path: Path) -> _Side:
     kind: Kind = "whole"
     num_vision_layers = None
     if (path / CONFIG).is_file():
-        kind = _KINDS.get(json.loads((path / CONFIG).read_text(encoding="utf-8")).get("model_type"), "whole")
+        kind = _KINDS.get(str(read_json_object(path / CONFIG).get("model_type")), "whole")
         if kind == "whole":
             num_vision_layers = read_whole(path).model.vision.used_layers
     stored = open_directory(path)
-    names = our_names(stored, kind, str(path))
-    return _Side(path, {ours: stored[theirs] for ours, theirs in names.items()}, num_vision_layers)
+    tensors = {ours: stored[theirs] for ours, theirs in our_names(stored, kind, str(path)).items()}
+    check_types({name: one for name, one in tensors.items() if not_of_the_model(name, one.dtype, 10**9) is None})
+    return _Side(path, tensors, num_vision_layers)
 
 
 def _beside_the_model(name: str, side: _Side, num_vision_layers: int) -> str | None:
@@ -104,7 +105,7 @@ def _beside_the_model(name: str, side: _Side, num_vision_layers: int) -> str | N
         output, embedding = side.tensors[OUTPUT], side.tensors[EMBEDDING]
         if _difference(output, embedding) is None:
             return f"repeats {EMBEDDING}"
-    return not_of_the_model(name, num_vision_layers)
+    return not_of_the_model(name, side.tensors[name].dtype, num_vision_layers)
 
 
 def _difference(one: Readable, other: Readable) -> str | None:

@@ -30,7 +30,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.data.records import DIGEST_BYTES
 
 INDEX = "index.arrow"
-VERSION = 1
+VERSION = 2
 METADATA = b"megatron_mm"
 SIZES = b"picture_sizes"
 

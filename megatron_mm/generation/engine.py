@@ -116,6 +116,8 @@ def engine_arguments(
     """
     arguments: dict[str, Any] = {
         "model": str(directory),
+        # vLLM's default, said so that it stays.
+        "trust_remote_code": False,
         "dtype": dtype,
         "max_num_seqs": max_sequences,
         "seed": seed,

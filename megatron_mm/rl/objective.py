@@ -169,7 +169,7 @@ def token_weights(config: ObjectiveConfig, lengths: Tensor, max_response_tokens:
 
 
 def _means(values: Tensor, counted: Tensor, responses: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The mean of the counted `values` of each token's response: [N]."""
+    """The mean of the counted `values` of each token's response, 0 where none is counted: [N]."""
     size = responses.max() if len(responses) else responses.new_zeros(())
     if group is not None:
         dist.all_reduce(size, op=dist.ReduceOp.MAX, group=group)
@@ -177,4 +177,4 @@ def _means(values: Tensor, counted: Tensor, responses: Tensor, group: dist.Proce
     sums.index_add_(1, responses, torch.stack([values * counted, counted.to(values.dtype)]))
     if group is not None:
         dist.all_reduce(sums, group=group)
-    return (sums[0] / sums[1])[responses]
+    return (sums[0] / sums[1].clamp(min=1))[responses]

@@ -24,9 +24,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from megatron_mm.chat import modes
 from megatron_mm.chat.images import DOWNSCALE_ABOVE, PIXEL_MEAN, PIXEL_STD
-from megatron_mm.chat.modes import TEMPLATE_NAMES, TRIGGERS, Mode
+from megatron_mm.chat.template import chat_template
 from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import LanguageConfig, ModelConfig
@@ -167,31 +166,6 @@ def _unused_norm(model: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def chat_template() -> str:
-    """ChatML with the three modes of R-4B as `thinking_mode`: auto (default), long and short."""
-    # The triggers as jinja string literals.
-    triggers = {name: TRIGGERS[mode].replace("\n", "\\n") for mode, name in TEMPLATE_NAMES.items()}
-    return (
-        "{%- for message in messages -%}"
-        "{{- '<|im_start|>' + message.role + '\\n' -}}"
-        "{%- if message.content is string -%}{{- message.content -}}"
-        "{%- else -%}{%- for part in message.content -%}"
-        "{%- if part.type in ('image', 'image_url') -%}{{- '" + IMAGE + "\\n' -}}"
-        "{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}"
-        "{%- endfor -%}{%- endif -%}"
-        "{{- '<|im_end|>\\n' -}}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}"
-        "{{- '<|im_start|>assistant\\n' -}}"
-        "{%- if thinking_mode is defined and thinking_mode == '" + TEMPLATE_NAMES[Mode.THINKING] + "' -%}"
-        "{{- '" + triggers[TEMPLATE_NAMES[Mode.THINKING]] + "' -}}"
-        "{%- elif thinking_mode is defined and thinking_mode == '" + TEMPLATE_NAMES[Mode.NON_THINKING] + "' -%}"
-        "{{- '" + triggers[TEMPLATE_NAMES[Mode.NON_THINKING]] + "' -}}"
-        "{%- else -%}{{- '" + modes.THINK + "' -}}{%- endif -%}"
-        "{%- endif -%}"
-    )
-
-
 def _config(
     model: ModelConfig, tokenizer: ChatTokenizer, dtype: torch.dtype, form: Format, video_token: int | None
 ) -> LlavaOnevisionConfig:
@@ -273,7 +247,7 @@ def _processor(
         "tokenizer": tokenizer,
         "vision_feature_select_strategy": "full",
         "image_token": IMAGE,
-        "chat_template": chat_template(),
+        "chat_template": chat_template(tokenizer.get_added_vocab()),
     }
     if form is Format.R4B:
         return LlavaNextProcessor(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.weights.mapping import Readable, Shape
+from megatron_mm.config.json_files import is_lfs_pointer, read_json_object
+from megatron_mm.weights.mapping import Shape
 from megatron_mm.weights.sizes import groups_up_to, numel
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_ADAPTER = "adapter_"
 # Files that run code when they are read.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+# By the names that safetensors gives them; others cannot be read by torch.
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
+_OF_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +48,36 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
-    """A tensor in another dtype."""
+class Weight:
+    """A stored tensor as a model takes it: in that dtype, every value that is read a number."""
 
-    tensor: Readable
+    tensor: StoredTensor
     dtype: torch.dtype
 
     @property
-    def shape(self) -> Sequence[int]:
+    def shape(self) -> Shape:
         return self.tensor.shape
 
     def __getitem__(self, index: tuple[slice, ...], /) -> Tensor:
-        return self.tensor[index].to(self.dtype)
+        stored = self.tensor[index]
+        values = stored.to(self.dtype)
+        finite = values.isfinite()
+        if not finite.all():
+            wrong = int(finite.numel() - finite.sum())
+            were = int(finite.numel() - stored.isfinite().sum())
+            raise InputError(
+                f"{self.tensor.file}: {self.tensor.name} has {wrong} of {finite.numel()} values that are "
+                + ("NaN or infinite; copy or make the model again" if were else f"too large for {self.dtype}")
+            )
+        return values
 
 
 def open_directory(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of a directory by its name there; the headers of all files are read, the tensors not.
 
     Raises:
-        InputError: no safetensors (pickle files are not read), a file is missing, cut off or damaged, the index says
-            something else than the files, or a tensor is of no floating-point type.
+        InputError: no safetensors (pickle files are not read), a file is missing, cut off or damaged, or the index says
+            something else than the files.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; give one that holds config.json and safetensors files")
@@ -73,11 +91,22 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
                 "model as safetensors first (transformers' save_pretrained does)"
             )
         raise InputError(f"no safetensors file in {directory}")
+    adapters = [file.name for file in files if file.name.startswith(_ADAPTER)]
+    if adapters:
+        raise InputError(
+            f"{directory} holds an adapter ({', '.join(adapters)}), which changes what the model computes; merge it "
+            "into the model (peft's merge_and_unload) and save that, or remove it"
+        )
     in_files = {file.name: _header(file) for file in files}
     if index.is_file():
         _check_index(index, in_files)
-    elif len(files) > 1 or re.search(r"-of-0*([2-9]|[1-9]\d+)\.safetensors$", files[0].name):
+    elif re.search(r"-of-0*([2-9]|[1-9]\d+)\.safetensors$", files[0].name):
         raise InputError(f"{directory} holds {files[0].name}, one of several files, but no {INDEX}; copy it as well")
+    elif len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise InputError(
+            f"{directory} holds {names}, and no {INDEX} that says what is in which; remove what is not of the model"
+        )
     found: dict[str, StoredTensor] = {}
     for tensors in in_files.values():
         found |= tensors
@@ -86,6 +115,8 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
 
 def _header(file: Path) -> dict[str, StoredTensor]:
     try:
+        if is_lfs_pointer(file):
+            raise InputError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` where it came from")
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
@@ -93,16 +124,25 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{file} is cut off or damaged ({error}); copy it again") from None
     others = {name: dtype for name, (_, dtype) in found.items() if dtype not in _DTYPES}
     if others:
-        raise InputError(f"{file} holds tensors of types that are not supported: {others}; dequantise the model first")
+        raise InputError(f"{file} holds tensors of types that cannot be read: {others}; dequantise the model first")
     return {name: StoredTensor(file, name, shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()}
+
+
+def check_types(tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise `InputError` naming what is no weight by its type, as the tensors of quantised models are."""
+    found = [tensor for tensor in tensors.values() if tensor.dtype not in _OF_WEIGHTS]
+    others = [f"{tensor.name} in {tensor.file} is {tensor.dtype}" for tensor in found]
+    if others:
+        shown = [*others[:5], f"and {len(others) - 5} more"] if len(others) > 6 else others
+        raise InputError("\n".join(["types that are not supported; dequantise the model first:", *shown]))
 
 
 def _check_index(index: Path, in_files: dict[str, dict[str, StoredTensor]]) -> None:
     try:
-        listed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        wanted = set(listed.values())
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"{index} is no index of safetensors files: {error!r}") from None
+        listed: dict[str, str] = read_json_object(index)["weight_map"]
+        wanted = {str(file) for file in listed.values()}
+    except (KeyError, AttributeError) as error:
+        raise InputError(f"{index} is no index of safetensors files: {error!r}; copy it again") from None
     missing = sorted(wanted - in_files.keys())
     if missing:
         raise InputError(f"{index} names files that are missing: {', '.join(missing)}; copy them as well")
@@ -167,5 +207,5 @@ def _write_checked(file: Path, content: dict[str, Tensor]) -> None:
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape and dtype agree to the bit, NaN and signed zeros included."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.dtype.itemsize]
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.dtype.itemsize]
     return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))

@@ -1,6 +1,5 @@
 """config.json of the directories that people have -> our model config; every field that we do not follow is refused."""
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,10 +17,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from megatron_mm.chat.images import grids_of_pinpoints
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.json_files import read_json_object
 from megatron_mm.config.schema import ModelConfig
+from megatron_mm.weights.hf_fields import Section, rope_theta
 
 CONFIG = "config.json"
+# More than any model has; what is made of the config takes time and memory for each of them.
+_MOST_LAYERS, _MOST_EXPERTS = 1024, 4096
 R4B = "RForConditionalGeneration"
 _LANGUAGES = {"qwen3": Qwen3Config, "qwen3_moe": Qwen3MoeConfig}
 # Fields that say nothing about the numbers that the model computes.
@@ -43,7 +47,6 @@ _LANGUAGE_FIXED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "attention_dropout": (0, 0.0),
     "use_sliding_window": (False,),
-    "rope_scaling": (None,),
 }
 _EXPERTS_FIXED: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (1,),
@@ -62,7 +65,8 @@ _VISION_READ = {
 }
 _LANGUAGE_READ = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "rope_parameters", "rope_scaling"),
     *("tie_word_embeddings", "layer_types", "sliding_window", "max_window_layers"),
 }
 _EXPERTS_READ = {
@@ -89,28 +93,6 @@ class FoundModel:
     image_token: int | None
 
 
-class _Section:
-    """One section of a config.json, with the faults that are found in it."""
-
-    def __init__(self, name: str, given: Mapping[str, Any], faults: list[str]):
-        self.name, self.given, self.faults = name, given, faults
-
-    def check(self, fixed: Mapping[str, tuple[Any, ...]], read: Collection[str], ignored: Collection[str]) -> None:
-        """Note every field with a value that we do not follow, and every unknown one."""
-        for field, value in self.given.items():
-            if field in ignored:
-                continue
-            if field in fixed:
-                if value not in fixed[field]:
-                    self.fault(field, f"only {' or '.join(map(repr, fixed[field]))} is supported")
-            elif field not in read and field not in _IRRELEVANT:
-                self.fault(field, "unknown; where it does not change the model, pass --ignore-field " + field)
-
-    def fault(self, field: str, why: str) -> None:
-        """Note that a field cannot be followed."""
-        self.faults.append(f"  {self.name}{field}={self.given.get(field)!r}: {why}")
-
-
 def read_whole(directory: Path, ignored: Collection[str] = ()) -> FoundModel:
     """The model of an R-4B, LlavaOnevision or LlavaNext directory.
 
@@ -121,7 +103,7 @@ def read_whole(directory: Path, ignored: Collection[str] = ()) -> FoundModel:
         InputError: no config.json, or one that we do not follow, with every field and reason.
     """
     given = _read(directory)
-    is_r4b = R4B in (given.get("architectures") or ())
+    is_r4b = _is_r4b(directory, given)
     model_type = given.get("model_type")
     if not is_r4b and model_type not in ("llava_onevision", "llava_next"):
         raise InputError(
@@ -129,31 +111,25 @@ def read_whole(directory: Path, ignored: Collection[str] = ()) -> FoundModel:
             "a SigLIP with a Qwen3 as two directories (--vision, --language)"
         )
     faults: list[str] = []
-    top = _Section("", given, faults)
-    top.check(_WHOLE_FIXED, _WHOLE_READ, ignored)
-    vision = _vision(_Section("vision_config.", given.get("vision_config") or {}, faults), ignored)
-    text = given.get("text_config") or {}
-    language = _language(_Section("text_config.", text, faults), ignored)
-    if "tie_word_embeddings" not in text and "tie_word_embeddings" in given:
-        language["tied_embeddings"] = given["tie_word_embeddings"]
     next_style = model_type == "llava_next" and not is_r4b
-    defaults = (LlavaNextConfig if next_style else LlavaOnevisionConfig)().to_dict()
-    value = {**defaults, **given}
-    layer = value["vision_feature_layer"]
-    num_layers = vision.get("num_layers", 0)
-    if not isinstance(layer, int) or not -num_layers <= layer <= num_layers or layer == 0:
-        top.fault("vision_feature_layer", "one layer of the ViT, -1 for the last")
-    else:
-        # hidden_states[k] comes after k layers; -1 is the last.
-        vision["drop_last_layers"] = num_layers - layer if layer > 0 else -1 - layer
-    if next_style and value["vision_feature_select_strategy"] != "full":
+    top = Section("", given, (LlavaNextConfig if next_style else LlavaOnevisionConfig)().to_dict(), faults)
+    sections = [top.section(field) for field in ("vision_config", "text_config")]
+    _raise(directory, faults)
+    top.check(_WHOLE_FIXED, _WHOLE_READ, _IRRELEVANT, ignored)
+    vision = _vision("vision_config.", sections[0], faults, ignored)
+    language = _language("text_config.", sections[1], faults, ignored)
+    if "tie_word_embeddings" not in sections[1] and "tie_word_embeddings" in given:
+        language["tied_embeddings"] = top.truth("tie_word_embeddings")
+    vision["drop_last_layers"] = _dropped_layers(top, vision["num_layers"])
+    if next_style and top.value("vision_feature_select_strategy") != "full":
         top.fault("vision_feature_select_strategy", "a SigLIP has no class token to drop; only 'full' is supported")
-    grids = _grids(top, value["image_grid_pinpoints"], vision.get("image_size", 0))
+    grids = _grids(top, vision["image_size"])
     if next_style:
         max_tiles = max((rows * columns for rows, columns in grids), default=1)  # never scaled down
     else:
-        max_tiles = re.fullmatch(r"anyres_max_([1-9]\d*)", str(value["vision_aspect_ratio"]))
+        max_tiles = re.fullmatch(r"anyres_max_([1-9]\d{0,8})", str(top.value("vision_aspect_ratio")))
         max_tiles = int(max_tiles[1]) if max_tiles else top.fault("vision_aspect_ratio", "only anyres_max_N")
+    image_token = _image_token(top)
     _raise(directory, faults)
     tree = {
         "vision": vision,
@@ -163,7 +139,6 @@ def read_whole(directory: Path, ignored: Collection[str] = ()) -> FoundModel:
         "max_tiles": max_tiles,
         "multi_image": "square" if model_type == "llava_onevision" and not is_r4b else "anyres",
     }
-    image_token = given.get("image_token_index", given.get("image_token_id", defaults["image_token_index"]))
     return FoundModel(_model(directory, tree), image_token)
 
 
@@ -210,114 +185,149 @@ def check_bridged(found: ModelConfig, wanted: ModelConfig, *, fresh_projector: b
         raise InputError("\n".join(["the weights are of another model than is asked for:", *faults]))
 
 
+def _is_r4b(directory: Path, given: Mapping[str, Any]) -> bool:
+    """Whether the architecture is R-4B's, whatever the type of its config and whatever code it names."""
+    architectures = given.get("architectures") or []
+    if not isinstance(architectures, list):
+        _raise(directory, [f"  architectures={architectures!r}: not a list of names"])
+    return R4B in architectures
+
+
+def _dropped_layers(top: Section, num_layers: int) -> int:
+    """Layers behind the one that features are taken from: hidden_states[k] comes after k layers, -1 is the last."""
+    layer = top.value("vision_feature_layer")
+    if not isinstance(layer, int) or isinstance(layer, bool) or not -num_layers <= layer <= num_layers or layer == 0:
+        top.fault("vision_feature_layer", f"one layer of the ViT's {num_layers}, -1 for the last")
+        return 0
+    return num_layers - layer if layer > 0 else -1 - layer
+
+
+def _grids(top: Section, tile: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) of tiles."""
+    try:
+        return grids_of_pinpoints(top.value("image_grid_pinpoints"), tile)
+    except ValueError as error:
+        top.fault("image_grid_pinpoints", str(error))
+        return ()
+
+
+def _image_token(top: Section) -> int:
+    names = [name for name in ("image_token_index", "image_token_id") if name in top.given] or ["image_token_index"]
+    found = [top.integer(name, least=0) for name in names]
+    if len(set(found)) > 1:
+        top.fault(names[0], f"and {names[1]}={found[1]} differ; remove the wrong one")
+    return found[0]
+
+
 def _read_vision(directory: Path, ignored: Collection[str]) -> dict[str, Any]:
     given = _read(directory)
     faults: list[str] = []
+    section = Section("", given, {}, faults)
+    name = ""
     if given.get("model_type") == "siglip":
-        section = _Section("vision_config.", given.get("vision_config") or {}, faults)
-    else:
-        section = _Section("", given, faults)
-        if given.get("model_type") != "siglip_vision_model":
-            section.fault("model_type", "supported are siglip (SigLIP and SigLIP2 of fixed size), siglip_vision_model")
-    found = _vision(section, ignored)
+        name, given = "vision_config.", section.section("vision_config")
+    elif given.get("model_type") != "siglip_vision_model":
+        section.fault("model_type", "supported are siglip (SigLIP and SigLIP2 of fixed size), siglip_vision_model")
+    _raise(directory, faults)
+    found = _vision(name, given, faults, ignored)
     _raise(directory, faults)
     return found
 
 
 def _read_language(directory: Path, ignored: Collection[str]) -> dict[str, Any]:
     faults: list[str] = []
-    found = _language(_Section("", _read(directory), faults), ignored)
+    found = _language("", _read(directory), faults, ignored)
     _raise(directory, faults)
     return found
 
 
-def _vision(section: _Section, ignored: Collection[str]) -> dict[str, Any]:
-    section.check(_VISION_FIXED, _VISION_READ, ignored)
-    value = SiglipVisionConfig().to_dict() | dict(section.given)
-    return {
-        "num_layers": value["num_hidden_layers"],
-        "hidden_size": value["hidden_size"],
-        "num_heads": value["num_attention_heads"],
-        "ffn_hidden_size": value["intermediate_size"],
-        "image_size": value["image_size"],
-        "patch_size": value["patch_size"],
-        "norm_eps": value["layer_norm_eps"],
+def _vision(name: str, given: Mapping[str, Any], faults: list[str], ignored: Collection[str]) -> dict[str, Any]:
+    section = Section(name, given, SiglipVisionConfig().to_dict(), faults)
+    section.check(_VISION_FIXED, _VISION_READ, _IRRELEVANT, ignored)
+    found = {
+        "num_layers": section.integer("num_hidden_layers", _MOST_LAYERS),
+        "hidden_size": section.integer("hidden_size"),
+        "num_heads": section.integer("num_attention_heads"),
+        "ffn_hidden_size": section.integer("intermediate_size"),
+        "image_size": section.integer("image_size"),
+        "patch_size": section.integer("patch_size"),
+        "norm_eps": section.number("layer_norm_eps"),
     }
+    if not faults:
+        section.divides("num_attention_heads", "hidden_size")
+        if found["patch_size"] > found["image_size"]:
+            section.fault("patch_size", f"larger than image_size={found['image_size']}")
+    return found
 
 
-def _language(section: _Section, ignored: Collection[str]) -> dict[str, Any]:
-    model_type = section.given.get("model_type")
-    if model_type not in _LANGUAGES:
-        section.fault("model_type", f"supported are {', '.join(_LANGUAGES)}")
+def _language(name: str, given: Mapping[str, Any], faults: list[str], ignored: Collection[str]) -> dict[str, Any]:
+    model_type = given.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _LANGUAGES:
+        Section(name, given, {}, faults).fault("model_type", f"supported are {', '.join(_LANGUAGES)}")
         return {}
+    section = Section(name, given, _LANGUAGES[model_type]().to_dict(), faults)
     with_experts = model_type == "qwen3_moe"
     fixed = _LANGUAGE_FIXED | (_EXPERTS_FIXED if with_experts else {})
-    section.check(fixed, {*_LANGUAGE_READ, *(_EXPERTS_READ if with_experts else ())}, ignored)
-    value = _LANGUAGES[model_type]().to_dict() | dict(section.given)
-    if with_experts and value["norm_topk_prob"] is not True:
+    read = {*_LANGUAGE_READ, *(_EXPERTS_READ if with_experts else ())}
+    section.check(fixed, read, _IRRELEVANT, ignored)
+    if with_experts and section.value("norm_topk_prob") is not True and "norm_topk_prob" not in given:
         section.fault("norm_topk_prob", "only True is supported")
-    rope = value.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        section.fault("rope_parameters", "only rope_type default is supported")
-    if set(value.get("layer_types") or ["full_attention"]) != {"full_attention"}:
+    layer_types = section.value("layer_types")
+    if layer_types is not None and not (
+        isinstance(layer_types, list) and set(map(str, layer_types)) == {"full_attention"}
+    ):
         section.fault("layer_types", "only full_attention is supported")
-    # Versions before 5 write it at the top; where both are there, they were made from one another.
-    theta = section.given.get("rope_theta", rope.get("rope_theta"))
-    found = {
-        "num_layers": value["num_hidden_layers"],
-        "hidden_size": value["hidden_size"],
-        "num_heads": value["num_attention_heads"],
-        "num_kv_heads": value["num_key_value_heads"],
-        "head_dim": value.get("head_dim") or value["hidden_size"] // value["num_attention_heads"],
-        "ffn_hidden_size": value["intermediate_size"],
-        "vocab_size": value["vocab_size"],
-        "max_positions": value["max_position_embeddings"],
-        "rope_theta": theta,
-        "norm_eps": value["rms_norm_eps"],
-        "tied_embeddings": bool(value.get("tie_word_embeddings")),
+    # transformers takes as many as there are heads where it is null.
+    kv_heads = "num_attention_heads" if section.value("num_key_value_heads") is None else "num_key_value_heads"
+    found: dict[str, Any] = {
+        "num_layers": section.integer("num_hidden_layers", _MOST_LAYERS),
+        "hidden_size": section.integer("hidden_size"),
+        "num_heads": section.integer("num_attention_heads"),
+        "num_kv_heads": section.integer(kv_heads),
+        "head_dim": section.integer("head_dim"),
+        "ffn_hidden_size": section.integer("intermediate_size"),
+        "vocab_size": section.integer("vocab_size"),
+        "max_positions": section.integer("max_position_embeddings"),
+        "rope_theta": rope_theta(section, ignored),
+        "norm_eps": section.number("rms_norm_eps"),
+        "tied_embeddings": section.truth("tie_word_embeddings"),
     }
     if with_experts:
-        found["experts"] = {
-            "num_experts": section.given.get("num_experts", value.get("num_local_experts")),
-            "experts_per_token": value["num_experts_per_tok"],
-            "ffn_hidden_size": value["moe_intermediate_size"],
-        }
+        found["experts"] = _experts(section)
+    if not faults:
+        section.divides(kv_heads, "num_attention_heads")
+        if found["head_dim"] % 2:
+            section.fault("head_dim", "odd; rotary position embeddings turn pairs of it")
     return found
+
+
+def _experts(section: Section) -> dict[str, Any]:
+    names = [name for name in ("num_experts", "num_local_experts") if name in section.given] or ["num_experts"]
+    found = [section.integer(name, _MOST_EXPERTS, least=2) for name in names]
+    if len(set(found)) > 1:
+        section.fault(names[0], f"and {names[1]}={found[1]} differ; remove the wrong one")
+    return {
+        "num_experts": found[0],
+        "experts_per_token": section.integer("num_experts_per_tok", most=found[0]),
+        "ffn_hidden_size": section.integer("moe_intermediate_size"),
+    }
 
 
 def _model(directory: Path, tree: dict[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.model_validate(tree)
     except ValidationError as error:
-        faults = [
-            f"  {'.'.join(map(str, fault['loc']))}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
-        ]
+        # Every field has been judged under its name in the file; this is for what our own sections forbid beyond that.
+        faults = [f"  {'.'.join(map(str, fault['loc'])) or 'model'}: {fault['msg']}" for fault in error.errors()]
         _raise(directory, faults)
         raise
 
 
-def _grids(top: _Section, pinpoints: Any, tile: int) -> list[tuple[int, int]]:
-    """(rows, columns) of tiles from (height, width) in pixels."""
-    if not isinstance(pinpoints, list) or not pinpoints or not tile:
-        top.fault("image_grid_pinpoints", "a list of (height, width) in pixels")
-        return []
-    grids = [(height // tile, width // tile) for height, width in pinpoints]
-    if [[rows * tile, columns * tile] for rows, columns in grids] != [list(pinpoint) for pinpoint in pinpoints]:
-        top.fault("image_grid_pinpoints", f"heights and widths that vision_config.image_size={tile} divides")
-    return grids
-
-
 def _read(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(directory / CONFIG)
     except FileNotFoundError:
         raise InputError(f"no model in {directory} ({CONFIG} is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise InputError(f"{path} holds no fields")
-    return given
 
 
 def _raise(directory: Path, faults: list[str]) -> None:

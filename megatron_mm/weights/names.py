@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
+import torch
+
 from megatron_mm.config.errors import InputError
 from megatron_mm.weights.tables import LANGUAGE, NEWLINE, PROJECTOR, VISION
 
@@ -47,8 +49,12 @@ _NOT_OURS = (
     (rf"{_VISION}post_layernorm\..*", "the ViT's final norm, which features are taken before"),
     (rf"{_VISION}head\..*", "the ViT's pooling head"),
     (r"text_model\..*|logit_scale|logit_bias", "SigLIP's text tower and logit scale"),
-    (r".*\.position_ids|.*\.rotary_emb\.inv_freq", "a buffer that old versions saved"),
+    (r"(.*\.)?(position_ids|rotary_emb\.inv_freq)", "a buffer that old versions saved"),
 )
+
+
+# No format keeps weights in these, quantised or not; what is of them is a mask or a range of positions.
+_OF_BUFFERS = (torch.bool, torch.int64)
 
 
 def our_names(stored: Iterable[str], kind: Kind, where: str) -> dict[str, str]:
@@ -67,13 +73,15 @@ def our_names(stored: Iterable[str], kind: Kind, where: str) -> dict[str, str]:
     return found
 
 
-def not_of_the_model(our_name: str, num_vision_layers: int) -> str | None:
+def not_of_the_model(our_name: str, dtype: torch.dtype, num_vision_layers: int) -> str | None:
     """What a tensor is that a directory may hold beside the model; None for all others.
 
     Args:
+        dtype: of the tensor.
         num_vision_layers: that the model has; the ViT's others were dropped by its config.
     """
     layer = re.match(rf"{_VISION}encoder\.layers\.(\d+)\.", our_name)
     if layer and int(layer[1]) >= num_vision_layers:
         return "a ViT layer that is dropped (model.vision.drop_last_layers)"
-    return next((what for pattern, what in _NOT_OURS if re.fullmatch(pattern, our_name)), None)
+    known = next((what for pattern, what in _NOT_OURS if re.fullmatch(pattern, our_name)), None)
+    return known or ("a buffer, by its type" if dtype in _OF_BUFFERS else None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import ModelConfig
-from megatron_mm.weights.files import Cast, StoredTensor, open_directory, same_bits
+from megatron_mm.weights.files import StoredTensor, Weight, check_types, open_directory, same_bits
 from megatron_mm.weights.mapping import Readable
 from megatron_mm.weights.names import Kind, not_of_the_model, our_names
 from megatron_mm.weights.stream import check_tensors, dtype_name
@@ -46,7 +46,8 @@ def open_source(
         seed: of the projector and the newline vector, where they are freshly drawn (separate directories).
 
     Raises:
-        InputError: as `open_directory`; or tensors are missing, left over, of another shape, or of several dtypes.
+        InputError: as `open_directory`; or tensors are missing, left over, of another shape, of several dtypes, or of
+            none that weights have. Values that are no numbers are refused when they are read.
     """
     where = " and ".join(str(directory) for directory in directories.values())
     stored: dict[str, StoredTensor] = {}
@@ -54,13 +55,9 @@ def open_source(
         in_directory = open_directory(directory)
         names = our_names(in_directory, kind, str(directory))
         stored |= {ours: in_directory[theirs] for ours, theirs in names.items()}
-    notes = []
-    for name in list(stored):
-        what = not_of_the_model(name, model.vision.used_layers)
-        if what is not None:
-            notes.append(f"left out {stored.pop(name).name}: {what}")
+    notes = _left_out(stored, model)
     if model.language.tied_embeddings and OUTPUT in stored:
-        _check_tied(stored.pop(OUTPUT), stored.get(EMBEDDING))
+        _check_tied(stored.pop(OUTPUT), stored.get(EMBEDDING), dtype)
         notes.append(f"left out {OUTPUT}: it repeats {EMBEDDING}")
     if untie and OUTPUT not in stored and EMBEDDING in stored:
         stored[OUTPUT] = stored[EMBEDDING]
@@ -69,14 +66,32 @@ def open_source(
     casts = sorted({dtype_name(tensor.dtype) for tensor in stored.values() if tensor.dtype != dtype})
     if casts:
         notes.append(f"converted {', '.join(casts)} to {dtype_name(dtype)}")
-    tensors: dict[str, Readable] = {
-        name: tensor if tensor.dtype == dtype else Cast(tensor, dtype) for name, tensor in stored.items()
-    }
+    tensors: dict[str, Readable] = {name: Weight(tensor, dtype) for name, tensor in stored.items()}
+    table = model_table(model)
     if "whole" not in directories:
+        # Drawn when the rest is known to fit: of a wrong config its shapes would be wrong as well.
+        fresh = projector_table(model.projector, model.vision.hidden_size, model.language.hidden_size)
+        drawn = {rule.hf for rule in fresh}
+        check_tensors([rule for rule in table if rule.hf not in drawn], tensors, where)
         tensors |= dict(fresh_projector(model, dtype, seed))
         notes.append(f"drew projector and image_newline from seed {seed}")
-    check_tensors(model_table(model), tensors, where)
+    check_tensors(table, tensors, where)
     return Source(tensors, dtype, tuple(notes))
+
+
+def _left_out(stored: dict[str, StoredTensor], model: ModelConfig) -> list[str]:
+    """Take out what is no part of the model, and return a note for each.
+
+    Raises:
+        InputError: what is left is not of types that weights have.
+    """
+    notes, of_model = [], {name for rule in model_table(model) for name in rule.hf}
+    for name, tensor in list(stored.items()):
+        what = None if name in of_model else not_of_the_model(name, tensor.dtype, model.vision.used_layers)
+        if what is not None:
+            notes.append(f"left out {stored.pop(name).name}: {what}")
+    check_types(stored)
+    return notes
 
 
 def fresh_projector(model: ModelConfig, dtype: torch.dtype, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -95,10 +110,19 @@ def fresh_projector(model: ModelConfig, dtype: torch.dtype, seed: int) -> Iterat
         yield name, tensor.to(dtype)
 
 
-def _check_tied(output: StoredTensor, embedding: StoredTensor | None) -> None:
+def _check_tied(output: StoredTensor, embedding: StoredTensor | None, wanted: torch.dtype | None) -> None:
+    """Compare an output layer with the embedding that it should repeat, in the dtype that both are converted to."""
+    if embedding is None:
+        return  # which is named among what is missing
+    if wanted is None and output.dtype != embedding.dtype:
+        raise InputError(
+            f"{output.file} holds an output layer ({output.name}) of {dtype_name(output.dtype)}, and the embedding it "
+            f"repeats is {dtype_name(embedding.dtype)}; pass --dtype, or remove it"
+        )
     everything = (slice(None),)
-    same = embedding is not None and output.shape == embedding.shape and output.dtype == embedding.dtype
-    if embedding is None or not same or not same_bits(output[everything], embedding[everything]):
+    dtype = wanted or output.dtype
+    same = output.shape == embedding.shape
+    if not same or not same_bits(output[everything].to(dtype), embedding[everything].to(dtype)):
         raise InputError(
             f"{output.file} holds an output layer ({output.name}) that differs from the embedding, though the config "
             "ties them; pass model.language.tied_embeddings=false to keep it"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -58,6 +58,7 @@ def test_a_prompt_is_the_beginning_of_its_sample(tokenizer: ChatTokenizer, mode:
 
 
 @given(question=TEXTS.map("".join), reasoning=TEXTS.map("".join), answer=TEXTS.map("".join))
+@settings(deadline=None)
 def test_no_text_becomes_a_control_token_and_one_token_decides_the_mode(
     tokenizer: ChatTokenizer, question: str, reasoning: str, answer: str
 ) -> None:

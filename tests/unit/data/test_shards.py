@@ -121,14 +121,14 @@ def test_an_index_cut_off_of_another_version_or_none_is_named(data: Path, tmp_pa
         PreparedData(str(data))
     (data / INDEX).write_bytes(whole)
     table = pa.ipc.open_file(str(data / INDEX)).read_all()
-    metadata = {key: value.replace(b'"version": 1', b'"version": 0') for key, value in table.schema.metadata.items()}
+    metadata = {key: value.replace(b'"version": 2', b'"version": 1') for key, value in table.schema.metadata.items()}
     with pa.OSFile(str(data / INDEX), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     assert len(PreparedData(str(data)).index) == 4
     table = table.replace_schema_metadata(metadata)
     with pa.OSFile(str(data / INDEX), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(InputError, match="has version 0, not 1"):
+    with pytest.raises(InputError, match="has version 1, not 2"):
         PreparedData(str(data))
 
 

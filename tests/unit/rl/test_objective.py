@@ -36,6 +36,7 @@ def _case(seed: int = 0) -> dict[str, list[Tensor]]:
     case["old"] = [one + draw(len(one), scale=0.4) for one in now]
     case["sampled"] = [one + draw(len(one), scale=0.5) for one in case["old"]]
     case["reference"] = [one + draw(len(one), scale=0.5) for one in now]
+    case["sampled"][0][0] = math.nan  # a response of which nothing was drawn: it is the given token alone
     case["sampled"][1][0] = math.nan  # a token that was given
     return case
 
@@ -65,7 +66,7 @@ def _by_the_papers(config: ObjectiveConfig, case: dict[str, list[Tensor]], logit
             sampled = case["sampled"][number][t].exp()
             correction = 1.0 if math.isnan(sampled) else float(old[t] / sampled)
             if config.ratio == "sequence":
-                correction = math.prod(corrections) ** (1 / len(corrections))
+                correction = math.prod(corrections) ** (1 / max(len(corrections), 1))
             if config.mismatch == "truncate":
                 gain = gain * min(correction, config.mismatch_cap)
             elif config.mismatch == "mask" and not 1 / config.mismatch_cap <= correction <= config.mismatch_cap:

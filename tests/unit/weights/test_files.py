@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.weights.files import INDEX, SINGLE, open_directory, same_bits, write_shards
+from megatron_mm.weights.files import INDEX, SINGLE, check_types, open_directory, same_bits, write_shards
 
 SHAPES = [("a", (4, 8)), ("b", (16,)), ("c", (2, 8))]
 TENSORS = {name: torch.randn(shape) for name, shape in SHAPES}
@@ -40,13 +40,18 @@ def test_several_files_want_an_index(tmp_path: Path, names: tuple[str, ...]) -> 
 
 
 def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, dtype=torch.int8)}, tmp_path / SINGLE)
-    assert "types that are not supported: {'a': 'I8'}; dequantise the model first" in _refusal(tmp_path)
+    save_file({"a": torch.zeros(2, dtype=torch.int8), "b": torch.zeros(2)}, tmp_path / SINGLE)
+    with pytest.raises(InputError) as raised:
+        check_types(open_directory(tmp_path))
+    assert str(raised.value).splitlines() == [
+        "types that are not supported; dequantise the model first:",
+        f"a in {tmp_path / SINGLE} is torch.int8",
+    ]
 
 
 def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, TENSORS.items(), SHAPES, torch.float32, shard_bytes=128)
-    (tmp_path / INDEX).write_text("[]", encoding="utf-8")
+    (tmp_path / INDEX).write_text("{}", encoding="utf-8")
     assert "is no index of safetensors files" in _refusal(tmp_path)
 
 

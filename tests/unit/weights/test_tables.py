@@ -49,15 +49,15 @@ def test_siglip2_so400m_is_mapped_whole() -> None:
     with torch.device("meta"):
         theirs = _shapes(SiglipVisionModel(SiglipVisionConfig(**SO400M)))
     names = our_names(theirs, "vision", "here")
-    beside = {name for name in names if not_of_the_model(name, 27)}
+    beside = {name for name in names if not_of_the_model(name, torch.float32, 27)}
     assert all("post_layernorm" in name or ".head." in name for name in beside)
     ours = hf_shapes(vision_table(_recipe("model.vision.drop_last_layers=0").vision))
     assert {name: theirs[names[name]] for name in names.keys() - beside} == ours
     # With the pooling head and the final norm, the released vision model has 428,225,600 parameters.
     assert _numel(theirs) == 428_225_600
     # One layer less for R-4B.
-    assert not_of_the_model(f"{VISION}encoder.layers.26.mlp.fc1.bias", 26)
-    assert not_of_the_model(f"{VISION}encoder.layers.25.mlp.fc1.bias", 26) is None
+    assert not_of_the_model(f"{VISION}encoder.layers.26.mlp.fc1.bias", torch.float32, 26)
+    assert not_of_the_model(f"{VISION}encoder.layers.25.mlp.fc1.bias", torch.float32, 26) is None
 
 
 def test_r4b_is_mapped_whole() -> None:
