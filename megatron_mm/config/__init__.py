@@ -6,5 +6,7 @@ layout.py   which parallel layouts a model and a batch admit
 prepare.py  the sources of a data set
 flops.py    floating-point operations of a model
 loss_blocks.py  rows of the output layer that the loss takes at a time
+names.py    names of settings, and the nearest to one that is none
+strict_yaml.py  YAML without surprises
 load.py     recipe + files + overrides -> RunConfig, all faults reported at once
 """
