@@ -132,6 +132,7 @@ def inspect_data(options: argparse.Namespace) -> int:
     early.check_data(config, options.split)
     if options.html is not None:
         refuse_unwritable_file(options.html, "page")
+    _say("data inspect: starting, which takes about ten seconds")
     from megatron_mm.data.inspect import inspect_data
 
     inspect_data(config, options.samples, options.part, options.html, options.split)
@@ -218,6 +219,7 @@ def verify_weights(options: argparse.Namespace) -> int:
     _without_gpus()
     early.check_weights(options.one)
     early.check_weights(options.other)
+    _say("verify: starting, which takes about 20 seconds")
     from megatron_mm.convert.verify import verify
 
     report = verify(options.one, options.other, subset=options.subset)

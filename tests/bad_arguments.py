@@ -93,9 +93,9 @@ def _train(*overrides: str) -> tuple[str, ...]:
 CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     # The command line.
     ((), "COMMAND"),
-    (("trian",), "invalid choice: 'trian'"),
+    (("trein",), "invalid choice: 'trein'"),
     (("data",), "DO"),
-    (("data", "prepair", "a", "b"), "invalid choice: 'prepair'"),
+    (("data", "preparee", "a", "b"), "invalid choice: 'preparee'"),
     (("show", "mini/stage1", "--confg", "x.yaml"), "--confg"),
     (("show", "mini/stage1", "--config"), "expected one argument"),
     (("train",), "recipe"),
@@ -180,7 +180,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("show", "mini/stage1", "train.xyzzy=1"), "no setting is called like it"),
     (("show", "mini/stage1", "train.steps=0"), "train.steps"),
     (("show", "mini/stage1", "train.steps=-1"), "train.steps"),
-    (("show", "mini/stage1", "train.steps=true"), "train.steps"),
+    (("show", "mini/stage1", "train.steps=true"), "train.steps: give a number (seen: true)"),
     (("show", "mini/stage1", "train.steps=1.5"), "train.steps"),
     (("show", "mini/stage1", "train.steps=many"), "train.steps"),
     (("show", "mini/stage1", "train.steps="), "train.steps"),

@@ -46,7 +46,7 @@ def test_enough_is_found() -> None:
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
-        ("`megatron-mm shwo mini/stage2`", "not understood"),
+        ("`megatron-mm shew mini/stage2`", "not understood"),
         ("`megatron-mm show mini/stage2 optim.lr=1e-4`", "is above optim.lr"),
         ("`megatron-mm train mini/stage7 run_dir=DIR`", "no recipe"),
         ("`megatron-mm train mini/bpo run_dir=DIR`", "is not for train"),

@@ -171,7 +171,7 @@ def test_what_is_written_is_read_alike_by_older_rules(tmp_path: Path) -> None:
         ("optim.micro_batch", "train.micro_batch"),
         ("rl.group_size", "rl.stages.0.group_size"),
         ("hidden_size", "model.vision.hidden_size or model.language.hidden_size"),
-        ("model.languge.hidden_size", "model.language"),
+        ("model.languages.hidden_size", "model.language"),
         ("parallel.tensors", "parallel.tensor"),
         ("tensor", "parallel.tensor"),
         ("tensor_parallel", "parallel.tensor"),
