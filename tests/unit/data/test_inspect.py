@@ -374,6 +374,7 @@ def test_samples_of_every_part_are_shown_in_turn(prepared: Path) -> None:
         rows = choose_rows(index, plan, "train", number, None)
         assert [index.part_of(row) for row in rows] == sorted(parts)
     assert len(choose_rows(index, plan, "train", 7, None)) == len(set(choose_rows(index, plan, "train", 7, None))) == 7
+    assert {index.part_of(row) for row in choose_rows(index, plan, "train", 12, None)[:3]} == parts
     index, plan = _chosen(_config(prepared, data__blend="{demo/*: 1.0e6, notes/*: 1}"))
     rows = choose_rows(index, plan, "train", None, None)
     assert {index.part_of(row) for row in rows} == parts, "one that the first steps lack"
