@@ -55,7 +55,7 @@ def measure() -> list[Figure]:
     rows, first = {}, {}
     for key, text in (("think_rate", "think rate"), ("accuracy", "right")):
         for part in ("easy", "hard"):
-            rows[f"{part}: {text}"] = metric = f"heldout/digits/{part}/non_thinking/{key}"
+            rows[f"{part}: {text}"] = metric = f"heldout/digits/{part}/auto/{key}"
             first[metric] = before[part, "auto"][key]
     groups = {name: [arm for arm in arms if arm.recipe == f"mini/{name}"] for name in ALGORITHMS}
     draw_curves(RESULTS / "bpo.svg", rows, groups, lambda _, line: line["step"], "updates", first)

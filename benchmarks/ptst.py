@@ -27,8 +27,8 @@ KINDS = ("ptst", "long")
 COLD_STEPS = 105
 ROWS = {
     "reward of draws": "reward",
-    "easy: right": "heldout/digits/easy/thinking/accuracy",
-    "hard: right": "heldout/digits/hard/thinking/accuracy",
+    "easy: right": "heldout/digits/easy/auto/accuracy",
+    "hard: right": "heldout/digits/hard/auto/accuracy",
 }
 LAST = 5
 

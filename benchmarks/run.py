@@ -29,6 +29,11 @@ def main() -> int:
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    known = committed() if options.check else measurable()
+    unknown = [name for name in options.names if name not in known]
+    if unknown:
+        what = "committed figures of" if options.check else "benchmark"
+        parser.error(f"no {what} {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
     sys.path.insert(0, str(ROOT))
     if options.check:
         verdicts = [_check(name) for name in options.names]  # all are printed, also after one that falls short
@@ -38,6 +43,17 @@ def main() -> int:
     for name in options.names:
         _write(name)
     return 0
+
+
+def measurable() -> list[str]:
+    """Return the names of the benchmarks that can be run."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if "\ndef measure(" in file.read_text(encoding="utf-8"))
+
+
+def committed() -> list[str]:
+    """Return the names of the benchmarks whose figures are in benchmarks/results."""
+    return sorted(str(file.relative_to(RESULTS).with_suffix("")) for file in RESULTS.rglob("*.json"))
 
 
 def _write(name: str) -> None:

@@ -3,23 +3,41 @@
 # stages of pretraining and bi-mode annealing on two ranks, export, and vLLM answering held-out questions. Ends with a
 # table.
 #
-#   bash examples/quickstart.sh           learns the task; writes runs/quickstart
+#   bash examples/quickstart.sh           learns the task in about 25 minutes; writes runs/quickstart
 #   bash examples/quickstart.sh --tiny    a few steps of everything; writes runs/quickstart-tiny
+#
+# --force deletes what an earlier call has written there, which it would otherwise not touch.
 set -euo pipefail
+# shellcheck source=examples/help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash tools/setup_env.sh
-export PATH="$PWD/.venv/bin:$PATH"
 
 RUN=runs/quickstart
 PICTURES=(--train 12000 --heldout 400)
 QUESTIONS=200
 OVERRIDES=()
-if [ "${1:-}" = --tiny ]; then
-    RUN=runs/quickstart-tiny
-    PICTURES=(--train 500 --heldout 20)
-    QUESTIONS=10
-    OVERRIDES=(train.steps=6 optim.warmup_steps=2 train.log_every=3 train.global_batch=16 train.micro_batch=8)
+FORCE=no
+for argument in "$@"; do
+    case $argument in
+        --tiny)
+            RUN=runs/quickstart-tiny
+            PICTURES=(--train 500 --heldout 20)
+            QUESTIONS=10
+            OVERRIDES=(train.steps=6 optim.warmup_steps=2 train.log_every=3 train.global_batch=16 train.micro_batch=8)
+            ;;
+        --force) FORCE=yes ;;
+        *)
+            echo "quickstart: unknown argument $argument; --help lists what there is" >&2
+            exit 2
+            ;;
+    esac
+done
+if [ -e "$RUN" ] && [ "$FORCE" = no ]; then
+    echo "quickstart: $RUN is there, from an earlier call; --force deletes it and begins anew" >&2
+    exit 2
 fi
+bash tools/setup_env.sh
+export PATH="$PWD/.venv/bin:$PATH"
 
 # Two ranks, or one where torch sees one GPU.
 RANKS=2

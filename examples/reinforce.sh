@@ -4,6 +4,8 @@
 #   bash examples/reinforce.sh RECIPE MINI_RECIPE MINI_START [OVERRIDES]           on this machine's GPUs
 #   bash examples/reinforce.sh RECIPE MINI_RECIPE MINI_START --mini [OVERRIDES]    in miniature, on two cores
 set -euo pipefail
+# shellcheck source=examples/help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 recipe=$1 mini=$2 start=$3
 shift 3

@@ -3,4 +3,7 @@
 #
 #   bash examples/vision_r1_ptst.sh data.path=DIR init_from=RUN     on all GPUs of this machine; many: slurm/bpo.sh
 #   bash examples/vision_r1_ptst.sh --mini                          in miniature, without a GPU; writes runs/mini/ptst
-exec bash "$(dirname "${BASH_SOURCE[0]}")/reinforce.sh" vision_r1/ptst mini/ptst runs/quickstart/cold_start "$@"
+folder=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source=examples/help.sh
+source "$folder/help.sh"
+exec bash "$folder/reinforce.sh" vision_r1/ptst mini/ptst runs/quickstart/cold_start "$@"

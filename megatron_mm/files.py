@@ -11,11 +11,39 @@ from pathlib import Path
 
 from megatron_mm.config.errors import InputError
 
+# What makes a directory one of Hugging Face's models.
+HF_CONFIG = "config.json"
+
 
 def refuse_existing(directory: Path) -> None:
     """Raise `InputError` if the directory exists: nothing of the user's is overwritten."""
     if directory.exists():
         raise InputError(f"{directory} exists already; remove it or choose another directory")
+
+
+def refuse_unwritable(directory: Path, what: str) -> None:
+    """Raise `InputError` if a directory can neither be used nor made, since a file is in its place or above it.
+
+    Args:
+        what: the directory is, for the message.
+    """
+    place = next(path for path in (directory, *directory.parents, Path()) if os.path.lexists(path))
+    if not place.is_dir():
+        raise InputError(f"{what} {directory} cannot be made: {place} is a file; choose another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{what} {directory} cannot be written: no permission in {place}; choose another")
+
+
+def refuse_unwritable_file(file: Path, what: str) -> None:
+    """Raise `InputError` if a file cannot be written, since a directory is in its place or it lies in none.
+
+    Args:
+        what: the file is, for the message.
+    """
+    if file.is_dir():
+        raise InputError(f"{what} {file} cannot be written: it is a directory; name a file in it")
+    if not file.parent.is_dir():
+        raise InputError(f"{what} {file} cannot be written: there is no directory {file.parent}; create it")
 
 
 def partial_of(directory: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_mm.config.errors import REQUEUE_CODE, InputError
 from megatron_mm.parallel.failure import run_rank
+from megatron_mm.telemetry.terminal import Terminal
 
 FAILING_RANK = 1
 
@@ -26,6 +27,8 @@ def _rank(folder: Path, scenario: str) -> int:
     print(f"rank {rank} complains", file=sys.stderr)
     if scenario == "print":
         return 0
+    if scenario == "bar":
+        return _draw_bar(folder, rank)
     if scenario == "asked":
         while not asked:
             time.sleep(0.05)
@@ -37,6 +40,27 @@ def _rank(folder: Path, scenario: str) -> int:
         subprocess.Popen(["sleep", "1000"])
         time.sleep(1000)
     _work_together(rank, scenario)
+    return 0
+
+
+def _draw_bar(folder: Path, rank: int) -> int:
+    """Rank 0 shows how far it is, and rank 1 says something meanwhile."""
+    if rank == 0:
+        terminal = Terminal("tiny", 3, 0)
+        terminal.show(1, {"loss": 2.5})
+        (folder / "drawn").touch()
+        while not (folder / "said").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)  # until the launcher has passed it on
+        terminal.show(2, {"loss": 2.0})
+        terminal.show(3, {"loss": 1.5})
+        terminal.end("done: all of it")
+    if rank == 1:
+        while not (folder / "drawn").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        print("rank 1 warns", file=sys.stderr, flush=True)
+        (folder / "said").touch()
     return 0
 
 
@@ -78,7 +102,8 @@ def main() -> int:
     folder, num_ranks, scenario = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     if "RANK" in os.environ:
         return run_rank(lambda: _rank(folder, scenario))
-    from megatron_mm.parallel.launch import find_nodes, run_ranks
+    from megatron_mm.parallel.launch import run_ranks
+    from megatron_mm.parallel.nodes import find_nodes
 
     nodes = find_nodes(*((2, sys.argv[4]) if len(sys.argv) > 4 else (1, None)))
     return run_ranks(sys.argv[1:4], num_ranks, nodes, folder / "logs", module="tests.rank_program")

@@ -5,24 +5,26 @@ model.vision or model.language is read last and filled in under the keys given. 
 at once, each with its path, the value seen and the fix.
 """
 
-import contextlib
 import difflib
-import types
-import typing
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from megatron_mm.config.errors import InputError
+from megatron_mm.config.names import is_text, nearest_settings
 from megatron_mm.config.prepare import PrepareConfig
 from megatron_mm.config.schema import ModelConfig, ParallelConfig, RunConfig, Section
+from megatron_mm.config.strict_yaml import read_file, read_text, write_text
 
 PACKAGE = Path(__file__).parent.parent
 RECIPES = PACKAGE / "recipes"
 PRESETS = PACKAGE / "presets"
+# Characters of a value that a message shows.
+MOST_SHOWN = 100
 
 Tree = dict[str, Any]
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -31,6 +33,14 @@ _Config = TypeVar("_Config", bound=BaseModel)
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
     return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+
+
+def describe_recipe(name: str) -> str:
+    """Return the first sentence of the comment at the beginning of a shipped recipe."""
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return re.split(r"\.(?= [A-Z]|$)", text, maxsplit=1)[0]
 
 
 def load_config(recipe: str, files: Iterable[Path] = (), overrides: Iterable[str] = ()) -> RunConfig:
@@ -46,9 +56,9 @@ def load_config(recipe: str, files: Iterable[Path] = (), overrides: Iterable[str
     """
     tree = _recipe_tree(recipe)
     for file in files:
-        tree = _merge(tree, _read_yaml(file))
+        tree = _merge(tree, read_file(file))
     for override in overrides:
-        tree = _merge(tree, _override_tree(override))
+        tree = _merge(tree, _override_tree(override, RunConfig))
     tree.setdefault("recipe", recipe)
     _fill_preset(tree, "vision")
     _fill_preset(tree, "language")
@@ -78,10 +88,10 @@ def load_model(
     """
     tree = _recipe_tree(recipe) if recipe else {}
     for file in files:
-        tree = _merge(tree, _read_yaml(file))
+        tree = _merge(tree, read_file(file))
     tree = {key: value for key, value in tree.items() if key in _ImportConfig.model_fields}
     for override in overrides:
-        tree = _merge(tree, _override_tree(override))
+        tree = _merge(tree, _override_tree(override, _ImportConfig))
     _fill_preset(tree, "vision")
     _fill_preset(tree, "language")
     tree = _merge({"model": found}, tree)
@@ -95,9 +105,9 @@ def load_prepare(file: Path, overrides: Iterable[str] = ()) -> PrepareConfig:
     Raises:
         InputError: as `load_config`.
     """
-    tree = _read_yaml(file)
+    tree = read_file(file)
     for override in overrides:
-        tree = _merge(tree, _override_tree(override))
+        tree = _merge(tree, _override_tree(override, PrepareConfig))
     return _validated(PrepareConfig, tree, str(file))
 
 
@@ -107,18 +117,18 @@ def read_model(file: Path) -> ModelConfig:
     Raises:
         InputError: there is no such file, or it holds no model.
     """
-    tree = {"model": _read_yaml(file).get("model")}
+    tree = {"model": read_file(file).get("model")}
     return _validated(_ImportConfig, tree, str(file)).model
 
 
 def model_to_yaml(model: ModelConfig) -> str:
     """The model as YAML for `read_model`, and for `--config`, so that a run trains just this model."""
-    return yaml.safe_dump({"model": model.model_dump(mode="json")}, sort_keys=False)
+    return write_text({"model": model.model_dump(mode="json")})
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return write_text(config.model_dump(mode="json"))
 
 
 def differences(file: Path, config: RunConfig, sections: Iterable[str]) -> list[str]:
@@ -130,7 +140,7 @@ def differences(file: Path, config: RunConfig, sections: Iterable[str]) -> list[
     Raises:
         InputError: there is no such file, or it holds no config.
     """
-    before, now = _read_yaml(file), config.model_dump(mode="json")
+    before, now = read_file(file), config.model_dump(mode="json")
     return [one for section in sections for one in _differences(section, before.get(section), now[section])]
 
 
@@ -153,40 +163,37 @@ def _validated(section: type[_Config], tree: Tree, recipe: str) -> _Config:
         raise InputError("\n".join([f"recipe {recipe} has {len(faults)} fault(s):", *faults])) from None
 
 
-def _recipe_tree(recipe: str) -> Tree:
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-    if not path.is_file():
+def _recipe_tree(recipe: str, above: tuple[str, ...] = ()) -> Tree:
+    """The keys and values of a recipe, laid over those of its base.
+
+    Args:
+        above: the recipes whose base it is, the first one first.
+    """
+    is_file = recipe.endswith((".yaml", ".yml"))
+    if not is_file and recipe not in recipe_names():
         raise InputError(f"no recipe {recipe!r}{_nearest(recipe, recipe_names())}; known: {', '.join(recipe_names())}")
-    tree = _read_yaml(path)
+    chain = (*above, recipe)
+    if recipe in above:
+        raise InputError(f"recipes are their own base: {' -> '.join(chain)}; take `base:` out of one of them")
+    path = Path(recipe) if is_file else RECIPES / f"{recipe}.yaml"
+    tree = read_file(path)
     base = tree.pop("base", None)
-    return _merge(_recipe_tree(base), tree) if base else tree
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"config file {path} has base: {_shown(base)}; it must name one recipe or YAML file")
+    return tree if base is None else _merge(_recipe_tree(base, chain), tree)
 
 
-def _read_yaml(path: Path) -> Tree:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config file {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"config file {path} is not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"config file {path} holds {type(tree).__name__}; it must hold keys and values")
-    return tree
-
-
-def _override_tree(override: str) -> Tree:
+def _override_tree(override: str, section: type[BaseModel]) -> Tree:
+    """What `a.b=value` lays over a config of `section`."""
     path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise InputError(f"override {override!r} is not of the form a.b=value")
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not YAML: {error}") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise InputError(f"override {_shown(override)} is not of the form a.b=value")
+    value = read_text(text, f"override {path}={text[:MOST_SHOWN]}")
+    if value is not None and is_text(section, keys) and not isinstance(value, dict | list | str):
+        value = text  # run_dir=2024 is a directory
     tree: Any = value
-    for key in reversed(path.split(".")):
+    for key in reversed(keys):
         tree = {key: tree}
     return tree
 
@@ -211,40 +218,39 @@ def _fill_preset(tree: Tree, part: str) -> None:
     if not isinstance(model, dict) or not isinstance(section, dict) or section.get("preset") is None:
         return
     name = section["preset"]
-    path = PRESETS / part / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    known = sorted(file.stem for file in (PRESETS / part).glob("*.yaml"))
+    if name not in known:
         raise InputError(f"model.{part}.preset={name!r} does not exist{_nearest(str(name), known)}; known: {known}")
-    tree["model"] = {**model, part: _merge(_read_yaml(path), section)}
+    tree["model"] = {**model, part: _merge(read_file(PRESETS / part / f"{name}.yaml"), section)}
 
 
 def _describe(fault: Any, section: type[BaseModel]) -> str:
+    """One line about a fault that pydantic has found: the setting, what is wrong, and the fix or the value seen."""
     path = [str(part) for part in fault["loc"]]
     name = ".".join(path) or "config"
     if fault["type"] == "extra_forbidden":
-        valid = _fields_at(section, path[:-1])
-        near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0)
-        hint = ".".join([*path[:-1], near[0]]) if near else "nothing"
-        return f"  {name}: unknown key; the nearest valid one is {hint}"
+        near = nearest_settings(section, path)
+        if not near:
+            return f"  {name}: unknown key, and no setting is called like it; `megatron-mm show RECIPE` prints all"
+        return f"  {name}: unknown key; the nearest valid one is {' or '.join(near)}"
     if fault["type"] == "missing":
         return f"  {name}: missing; give it in the recipe or as {name}=VALUE"
+    if fault["type"] == "path_type":
+        return f"  {name}: give a path (seen: {_shown(fault['input'])})"
     message = fault["msg"].removeprefix("Value error, ")
-    seen = "" if isinstance(fault["input"], dict | BaseModel) else f" (seen: {fault['input']!r})"
+    seen = "" if isinstance(fault["input"], dict | BaseModel) else f" (seen: {_shown(fault['input'])})"
     return f"  {name}: {message[0].lower()}{message[1:]}{seen}"
 
 
-def _fields_at(section: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the valid keys of the section at `path`; numbers in it stand for places in a list."""
-    model: Any = section
-    for part in path:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation
-        if typing.get_origin(annotation) is tuple:
-            annotation = typing.get_args(annotation)[0]
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
+def _shown(value: object) -> str:
+    """A value for a message, as YAML has it and cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -5,20 +5,66 @@ Sizes are counts of the named thing; learning rates are those of AdamW; image si
 """
 
 import math
+import os
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 MODULES = ("vision", "projector", "language", "embeddings")
 Module = Literal["vision", "projector", "language", "embeddings"]
+
+# Bounds far beyond any model, cluster or run that there is: what exceeds them is a slip of the keyboard, which would
+# otherwise be found out by a failed allocation, or by a number that no integer of the libraries below us holds.
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+Width = Annotated[int, Field(gt=0, le=1_000_000)]
+Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
+Pixels = Annotated[int, Field(gt=0, le=100_000)]
+Ranks = Annotated[int, Field(gt=0, le=100_000)]
+Steps = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Count = Annotated[int, Field(gt=0, le=100_000_000)]
+Workers = Annotated[int, Field(gt=0, le=1_000)]
+Seconds = Annotated[float, Field(gt=0, le=10_000_000)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+# Largest seed that torch, numpy and vLLM all take.
+MAX_SEED = 2**31 - 1
 
 
 class Section(BaseModel):
     """Base of all sections."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic would take for something else, and read what a shell would have."""
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        is_union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+        kinds = typing.get_args(annotation) if is_union else (annotation,)
+        kinds = [typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind for kind in kinds]
+        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+            raise ValueError("give a number")
+        if value is None and any(typing.get_origin(kind) is dict for kind in kinds):
+            return {}
+        if isinstance(value, str) and Path in kinds:
+            return _path(value)
+        return value
+
+
+def _path(text: str) -> str:
+    """A path as a user writes it, with the home directory in the place of `~`.
+
+    Raises:
+        ValueError: no file can have that name.
+    """
+    if not text or "\0" in text:
+        raise ValueError("give a path")
+    return os.path.expanduser(text)
 
 
 class VisionConfig(Section):
@@ -31,15 +77,15 @@ class VisionConfig(Section):
     preset: str | None = Field(
         default=None, description="name of a file in megatron_mm/presets/vision; other keys override it"
     )
-    num_layers: int = Field(gt=0)
-    drop_last_layers: int = Field(default=0, ge=0, description="layers at the end that are left out")
-    hidden_size: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    ffn_hidden_size: int = Field(gt=0)
-    image_size: int = Field(gt=0, description="side of a tile in pixels")
-    patch_size: int = Field(gt=0, description="side of a patch in pixels")
-    norm_eps: float = Field(default=1e-6, gt=0)
-    init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
+    num_layers: Layers
+    drop_last_layers: int = Field(default=0, ge=0, le=10_000, description="layers at the end that are left out")
+    hidden_size: Width
+    num_heads: Width
+    ffn_hidden_size: Width
+    image_size: Pixels = Field(description="side of a tile in pixels")
+    patch_size: Pixels = Field(description="side of a patch in pixels")
+    norm_eps: float = Field(default=1e-6, gt=0, le=1)
+    init_std: float = Field(default=0.02, gt=0, le=100, description="standard deviation of freshly made weights")
     parallel: Literal["tensor", "data"] = Field(
         default="tensor",
         description="inside the tensor-parallel group: cut the layers (tensor), or share out the tiles (data)",
@@ -73,16 +119,16 @@ class ProjectorConfig(Section):
     """LayerNorm -> Linear -> GELU (erf) -> Linear, as vLLM's RVLMultiModalProjector has it."""
 
     pre_norm: bool = Field(default=True, description="the LayerNorm; R-4B has it, LLaVA-OneVision does not")
-    norm_eps: float = Field(default=1e-6, gt=0)
-    init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
+    norm_eps: float = Field(default=1e-6, gt=0, le=1)
+    init_std: float = Field(default=0.02, gt=0, le=100, description="standard deviation of freshly made weights")
 
 
 class ExpertsConfig(Section):
     """Mixture of experts in place of each layer's MLP: softmax over the chosen experts, no shared one (Qwen3-MoE)."""
 
-    num_experts: int = Field(gt=1)
-    experts_per_token: int = Field(gt=0)
-    ffn_hidden_size: int = Field(gt=0, description="of one expert; language.ffn_hidden_size is not used then")
+    num_experts: int = Field(gt=1, le=100_000)
+    experts_per_token: Width
+    ffn_hidden_size: Width = Field(description="of one expert; language.ffn_hidden_size is not used then")
 
     @model_validator(mode="after")
     def _as_many_experts_as_a_token_takes(self) -> "ExpertsConfig":
@@ -102,24 +148,28 @@ class LanguageConfig(Section):
     preset: str | None = Field(
         default=None, description="name of a file in megatron_mm/presets/language; other keys override it"
     )
-    num_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    num_kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    ffn_hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0, description="rows of the embedding, at least the tokenizer's size")
-    max_positions: int = Field(gt=0)
-    rope_theta: float = Field(default=1e6, gt=0)
-    norm_eps: float = Field(default=1e-6, gt=0)
+    num_layers: Layers
+    hidden_size: Width
+    num_heads: Width
+    num_kv_heads: Width
+    head_dim: Width
+    ffn_hidden_size: Width
+    vocab_size: Tokens = Field(description="rows of the embedding, at least the tokenizer's size")
+    max_positions: Tokens
+    rope_theta: float = Field(default=1e6, gt=0, le=1e12)
+    norm_eps: float = Field(default=1e-6, gt=0, le=1)
     tied_embeddings: bool = True
     experts: ExpertsConfig | None = None
-    init_std: float = Field(default=0.02, gt=0, description="standard deviation of freshly made weights")
+    init_std: float = Field(default=0.02, gt=0, le=100, description="standard deviation of freshly made weights")
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding and the output layer in memory; those behind `vocab_size` are never predicted."""
         return math.ceil(self.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+# Of one picture, along a side and in all: a picture of a gigapixel has no more.
+MAX_TILES = 10_000
 
 
 class ModelConfig(Section):
@@ -134,6 +184,7 @@ class ModelConfig(Section):
     max_tiles: int = Field(
         default=9,
         gt=0,
+        le=MAX_TILES,
         description="N of anyres_max_N: features of a grid are scaled down to about N tiles where they are more than "
         "1.21 N (LLaVA-OneVision)",
     )
@@ -146,8 +197,11 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _tile_grids_are_positive(self) -> "ModelConfig":
         for rows, columns in self.tile_grids:
-            if rows < 1 or columns < 1:
-                raise ValueError(f"tile_grids holds ({rows}, {columns}); rows and columns are 1 or more")
+            if rows < 1 or columns < 1 or rows * columns > MAX_TILES:
+                raise ValueError(
+                    f"tile_grids holds ({rows}, {columns}); rows and columns are 1 or more, and at most {MAX_TILES:,} "
+                    "tiles together"
+                )
         return self
 
 
@@ -170,9 +224,12 @@ class DataConfig(Section):
         description="join samples to packs of max_sequence_tokens; train.global_batch and micro_batch count packs",
     )
     max_sequence_tokens: int = Field(
-        default=1024, gt=1, description="length of a pack, and longest sample; longer ones are left out and counted"
+        default=1024,
+        gt=1,
+        le=100_000_000,
+        description="length of a pack, and longest sample; longer ones are left out and counted",
     )
-    max_pack_tiles: int | None = Field(default=None, gt=0, description="most tiles in a pack, and in a sample")
+    max_pack_tiles: Count | None = Field(default=None, description="most tiles in a pack, and in a sample")
     max_left_out: float = Field(
         default=0.01, ge=0, le=1, description="share of samples that may be too long before a run is refused"
     )
@@ -182,7 +239,14 @@ class DataConfig(Section):
     decoder: Literal["pillow", "dali"] = Field(
         default="pillow", description="what decodes pictures; dali decodes JPEG on the GPU where there is one"
     )
-    num_workers: int = Field(default=0, ge=0, description="loader processes a rank; 0 reads in the training process")
+    num_workers: int = Field(
+        default=0, ge=0, le=1_000, description="loader processes a rank; 0 reads in the training process"
+    )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: Any) -> Any:
+        return _path(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> "DataConfig":
@@ -195,9 +259,9 @@ class DataConfig(Section):
 class ParallelConfig(Section):
     """Degrees of parallelism; the data-parallel degree is what is left of the ranks."""
 
-    tensor: int = Field(default=1, gt=0)
-    pipeline: int = Field(default=1, gt=0)
-    virtual_pipeline: int = Field(default=1, gt=0, description="model chunks a pipeline stage; 2 or more interleave")
+    tensor: Ranks = 1
+    pipeline: Ranks = 1
+    virtual_pipeline: Layers = Field(default=1, description="model chunks a pipeline stage; 2 or more interleave")
     pipeline_layers: tuple[int, ...] | None = Field(
         default=None,
         description="language layers of each model chunk in the order they run; left out, shared out evenly",
@@ -205,13 +269,13 @@ class ParallelConfig(Section):
     vision_as_layers: int | None = Field(
         default=None,
         ge=0,
+        le=10_000,
         description="language layers that ViT and projector count for where pipeline_layers is left out; left out "
         "itself, their share of the parameters says",
     )
-    context: int = Field(default=1, gt=0, description="ranks that share one sequence, cut in zigzag order after fusion")
-    expert: int = Field(
+    context: Ranks = Field(default=1, description="ranks that share one sequence, cut in zigzag order after fusion")
+    expert: Ranks = Field(
         default=1,
-        gt=0,
         description="ranks that the experts are shared out over, taken from the tensor-, context- and "
         "data-parallel ones",
     )
@@ -242,7 +306,7 @@ class Fp8Config(Section):
     modules: tuple[Literal["vision", "projector", "language"], ...] = Field(
         default=("language",), min_length=1, description="modules it is used in; others stay in bf16"
     )
-    amax_history: int = Field(default=1024, gt=0, description="steps whose maxima `delayed` remembers")
+    amax_history: Count = Field(default=1024, description="steps whose maxima `delayed` remembers")
 
     @property
     def alignment(self) -> int:
@@ -261,9 +325,9 @@ class Fp8Config(Section):
 class TrainConfig(Section):
     """How long, how much at once, and which modules learn."""
 
-    steps: int = Field(gt=0)
-    global_batch: int = Field(gt=0, description="samples, or packs, of one optimizer step over all ranks")
-    micro_batch: int = Field(gt=0, description="samples, or packs, of one forward pass on one data-parallel rank")
+    steps: Steps
+    global_batch: Count = Field(description="samples, or packs, of one optimizer step over all ranks")
+    micro_batch: Count = Field(description="samples, or packs, of one forward pass on one data-parallel rank")
     trained: tuple[Module, ...] = Field(
         default=MODULES,
         min_length=1,
@@ -274,11 +338,11 @@ class TrainConfig(Section):
         default="none",
         description="activations recomputed in the backward pass: those of attention, or of whole layers",
     )
-    log_every: int = Field(default=10, gt=0)
-    validate_every: int | None = Field(
-        default=None, gt=0, description="steps between losses on the held-out split; left out, there are none"
+    log_every: Steps = 10
+    validate_every: Steps | None = Field(
+        default=None, description="steps between losses on the held-out split; left out, there are none"
     )
-    validate_batches: int = Field(default=8, gt=0, description="global batches of it that are looked at")
+    validate_batches: Count = Field(default=8, description="global batches of it that are looked at")
 
     def is_validated(self, step: int) -> bool:
         """Whether the held-out split is looked at after so many steps."""
@@ -293,15 +357,15 @@ class TrainConfig(Section):
 class ModuleRate(Section):
     """Learning rate of one module; left out, min_lr equals lr: it stays constant after warm-up."""
 
-    lr: float = Field(gt=0)
-    min_lr: float | None = Field(default=None, ge=0)
+    lr: Rate
+    min_lr: float | None = Field(default=None, ge=0, le=100)
 
 
 class OptimConfig(Section):
     """AdamW and its learning-rate schedule."""
 
-    lr: float = Field(gt=0)
-    min_lr: float = Field(default=0.0, ge=0)
+    lr: Rate
+    min_lr: float = Field(default=0.0, ge=0, le=100)
     modules: dict[Module, ModuleRate] = Field(
         default_factory=dict, description="rates of modules that differ, for example {vision: {lr: 4e-6}}"
     )
@@ -318,30 +382,30 @@ class OptimConfig(Section):
         description="what follows the linear warm-up: a half cosine to min_lr, lr for ever, or lr until the last "
         "decay_steps and a straight line to min_lr (warm-up, stable, decay)",
     )
-    warmup_steps: int = Field(default=0, ge=0)
-    decay_steps: int | None = Field(default=None, gt=0, description="of wsd: steps at the end in which the rate falls")
+    warmup_steps: int = Field(default=0, ge=0, le=1_000_000_000)
+    decay_steps: Steps | None = Field(default=None, description="of wsd: steps at the end in which the rate falls")
     # The papers name neither betas, decay nor clipping: these four are our defaults (recipes: R-4B 1.4).
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    weight_decay: float = Field(default=0.05, ge=0, description="not applied to biases and norms")
+    weight_decay: float = Field(default=0.05, ge=0, le=100, description="not applied to biases and norms")
     clip_grad: float = Field(default=1.0, gt=0, description="bound on the global gradient norm")
 
 
 class CheckpointConfig(Section):
     """When to save, besides the end of the run, and what to keep."""
 
-    save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    save_every: Steps = Field(default=500, description="steps between checkpoints")
     asynchronous: bool = Field(default=True, description="write in the background while training goes on")
-    stall_seconds: float = Field(
-        default=300, gt=0, description="without any progress after which a write in the background is given up"
+    stall_seconds: Seconds = Field(
+        default=300, description="without any progress after which a write in the background is given up"
     )
-    keep_last: int = Field(default=2, gt=0, description="newest checkpoints that are kept")
-    keep_every: int | None = Field(
-        default=None, gt=0, description="checkpoints of multiples of so many steps are kept for ever as well"
+    keep_last: Count = Field(default=2, description="newest checkpoints that are kept")
+    keep_every: Steps | None = Field(
+        default=None, description="checkpoints of multiples of so many steps are kept for ever as well"
     )
     verify: bool = Field(default=True, description="compare all files with their checksums before resuming")
-    export_every: int | None = Field(
-        default=None, gt=0, description="steps between exports in R-4B's Hugging Face format to RUN/exports"
+    export_every: Steps | None = Field(
+        default=None, description="steps between exports in R-4B's Hugging Face format to RUN/exports"
     )
 
 
@@ -358,13 +422,17 @@ class GuardConfig(Section):
     spike_rise: float = Field(
         default=0.1, ge=0, description="a loss that is less above that mean, in nats a token, is no spike"
     )
-    spike_window: int = Field(default=128, gt=1, description="steps remembered; spikes are told from half of it on")
-    max_skips: int = Field(
-        default=5, gt=0, description="updates in a row skipped, for NaN or a loss that spikes, before a roll-back"
+    spike_window: int = Field(
+        default=128, gt=1, le=100_000_000, description="steps remembered; spikes are told from half of it on"
     )
-    max_rollbacks: int = Field(default=3, ge=0, description="roll-backs to the last checkpoint before the run ends")
-    hang_seconds: float = Field(
-        default=900, gt=0, description="without any progress after which all ranks end, saying which one hangs where"
+    max_skips: Count = Field(
+        default=5, description="updates in a row skipped, for NaN or a loss that spikes, before a roll-back"
+    )
+    max_rollbacks: int = Field(
+        default=3, ge=0, le=100_000_000, description="roll-backs to the last checkpoint before the run ends"
+    )
+    hang_seconds: Seconds = Field(
+        default=900, description="without any progress after which all ranks end, saying which one hangs where"
     )
 
 
@@ -412,9 +480,9 @@ class ObjectiveConfig(Section):
 class StageConfig(Section):
     """A stretch of steps; several, with longer responses and smaller groups, are PTST (Vision-R1, arXiv 2503.06749)."""
 
-    steps: int = Field(gt=0)
-    max_response_tokens: int = Field(gt=0, description="longest response; longer ones are cut off")
-    group_size: int = Field(gt=0, description="responses to a prompt; with bpo, in each mode")
+    steps: Steps
+    max_response_tokens: Tokens = Field(description="longest response; longer ones are cut off")
+    group_size: Count = Field(description="responses to a prompt; with bpo, in each mode")
     # vLLM 0.32's SamplingParams: above 2 is an error, and below 0.01 it draws at 0.01, from another policy than ours.
     temperature: float = Field(default=1.0, ge=0.01, le=2)
     top_p: float = Field(
@@ -423,7 +491,7 @@ class StageConfig(Section):
         le=1,
         description="below 1 responses are drawn from less than the policy, which objective.mismatch can weigh",
     )
-    lr: float | None = Field(default=None, gt=0, description="learning rate; left out, the schedule's of optim")
+    lr: Rate | None = Field(default=None, description="learning rate; left out, the schedule's of optim")
 
 
 class RewardConfig(Section):
@@ -443,19 +511,19 @@ class RewardConfig(Section):
     absolute_tolerance: float = Field(
         default=0.0, ge=0, description="the same in the reference's unit; either is enough"
     )
-    num_workers: int = Field(default=2, gt=0, description="grading processes of an engine")
-    cpu_seconds: float = Field(default=1.5, gt=0, description="processor time of an answer; beyond it, it gets 0")
-    wall_seconds: float = Field(
-        default=10.0, gt=0, description="the same by the clock, for a plug-in that waits instead of computing"
+    num_workers: Workers = Field(default=2, description="grading processes of an engine")
+    cpu_seconds: Seconds = Field(default=1.5, description="processor time of an answer; beyond it, it gets 0")
+    wall_seconds: Seconds = Field(
+        default=10.0, description="the same by the clock, for a plug-in that waits instead of computing"
     )
-    memory_mib: int = Field(default=512, gt=0, description="the same of memory, beyond what a grading process has")
+    memory_mib: Count = Field(default=512, description="the same of memory, beyond what a grading process has")
 
 
 class RolloutConfig(Section):
     """The engines that draw responses, in the trainer's processes."""
 
-    ranks: int = Field(default=1, gt=0, description="of one engine, tensor-parallel, whatever the trainer's layout")
-    max_sequences: int = Field(default=256, gt=0, description="responses that an engine works on at a time")
+    ranks: Ranks = Field(default=1, description="of one engine, tensor-parallel, whatever the trainer's layout")
+    max_sequences: Count = Field(default=256, description="responses that an engine works on at a time")
     cache_gib: float | Literal["auto"] = Field(
         default="auto",
         description="memory of a rank for an engine's keys and values; auto is what is free while responses are drawn, "
@@ -466,8 +534,8 @@ class RolloutConfig(Section):
         description="while responses are drawn, the gradients' memory is free and the optimizer's state in the host's "
         "memory; the reference is there whenever it is not used",
     )
-    compare_all_every: int = Field(
-        default=100, gt=0, description="exchanges after which every element that an engine holds is compared"
+    compare_all_every: Steps = Field(
+        default=100, description="exchanges after which every element that an engine holds is compared"
     )
     max_logprob_difference: float = Field(
         default=0.1,
@@ -494,10 +562,10 @@ class ReinforceConfig(Section):
 
     algorithm: Literal["grpo", "bpo"]
     stages: tuple[StageConfig, ...] = Field(min_length=1)
-    updates: int = Field(default=1, gt=0, description="optimizer steps that a step's responses are shared out over")
+    updates: Count = Field(default=1, description="optimizer steps that a step's responses are shared out over")
     by_deviation: bool = Field(default=True, description="divide advantages by the group's standard deviation")
-    max_draws: int = Field(
-        default=1, gt=0, description="global batches that may be drawn until enough prompts tell responses apart"
+    max_draws: Count = Field(
+        default=1, description="global batches that may be drawn until enough prompts tell responses apart"
     )
     least_mode_share: float = Field(
         default=0.01,
@@ -507,8 +575,8 @@ class ReinforceConfig(Section):
         "held-out questions, or without train.validate_every of the step's",
     )
     system_prompt: str | None = Field(default=None, description="before every question")
-    heldout_questions: int = Field(
-        default=100, gt=0, description="of each part of the held-out split that are asked every train.validate_every"
+    heldout_questions: Count = Field(
+        default=100, description="of each part of the held-out split that are asked every train.validate_every"
     )
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()
@@ -539,7 +607,7 @@ class RunConfig(Section):
     )
     platform: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     model: ModelConfig
     data: DataConfig = DataConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -587,11 +655,14 @@ class RunConfig(Section):
 
     def _reinforce_faults(self, rl: ReinforceConfig) -> Iterator[str]:
         if rl.steps != self.train.steps:
-            yield (
-                f"the stages of rl.stages have {rl.steps} steps, train.steps={self.train.steps}; give both, such as "
-                "'rl.stages=[{steps: 40, max_response_tokens: 64, group_size: 8}]', or one stage's as "
-                "rl.stages.0.steps=40"
+            # What the last stage would have to be for train.steps to stand.
+            last, rest = len(rl.stages) - 1, self.train.steps - (rl.steps - rl.stages[-1].steps)
+            fix = (
+                f"give rl.stages.{last}.steps={rest} as well"
+                if rest > 0
+                else f"give rl.stages as well, such as {self._one_stage(rl)}"
             )
+            yield f"the stages of rl.stages have {rl.steps} steps, train.steps={self.train.steps}; {fix}"
         for number, stage in enumerate(rl.stages):
             if rl.algorithm == "grpo" and stage.group_size == 1:
                 yield f"rl.stages.{number}.group_size=1: a response has nothing to be compared with; raise it"
@@ -601,6 +672,14 @@ class RunConfig(Section):
                     f"in data.max_sequence_tokens={self.data.max_sequence_tokens}; lower it, or raise that"
                 )
         yield from self.rollout_faults(rl.rollout)
+
+    def _one_stage(self, rl: ReinforceConfig) -> str:
+        """An override for as many steps as the run has, with the first stage's lengths."""
+        first = rl.stages[0]
+        return (
+            f"'rl.stages=[{{steps: {self.train.steps}, max_response_tokens: {first.max_response_tokens}, "
+            f"group_size: {first.group_size}}}]'"
+        )
 
     def rollout_faults(self, rollout: RolloutConfig) -> Iterator[str]:
         """Yield every reason why this model and precision cannot be drawn from like that, one sentence each."""

@@ -16,6 +16,7 @@ Metadata: `megatron_mm` is JSON (version, tokenizer, fingerprint, shards, ranges
 [sizes, 2].
 """
 
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -27,9 +28,11 @@ import numpy as np
 import pyarrow as pa
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.data.records import DIGEST_BYTES
 
 INDEX = "index.arrow"
+TOKENIZER = "tokenizer"
+# Of a sample's content, see records.py.
+DIGEST_BYTES = 16
 VERSION = 2
 METADATA = b"megatron_mm"
 SIZES = b"picture_sizes"
@@ -130,7 +133,7 @@ class Index:
                 batch = reader.get_batch(0)
                 metadata: dict[str, Any] = json.loads(reader.schema.metadata[METADATA])
                 sizes = np.frombuffer(reader.schema.metadata[SIZES], "<i4")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"no prepared data in {path.parent} ({INDEX} is missing); make it with `megatron-mm data prepare`"
             ) from None
@@ -171,6 +174,22 @@ class Index:
     def part_of(self, row: int) -> str:
         """Name of a row's part."""
         return next(part.part for part in self.parts if part.first <= row < part.first + part.count)
+
+    def parts_like(self, pattern: str, split: str) -> list[PartRange]:
+        """Parts of a split whose names match a pattern of a blend.
+
+        Raises:
+            InputError: there is none.
+        """
+        ranges = self.ranges(split)
+        matching = [part for part in ranges if fnmatch.fnmatchcase(part.part, pattern)]
+        if not matching:
+            known = ", ".join(part.part for part in ranges)
+            raise InputError(
+                f"data.blend names {pattern!r}, which {self.path.parent} does not hold in its split {split!r}; it "
+                f"holds {known}. Name some of these, or give data.blend={{}} to see every sample once an epoch"
+            )
+        return matching
 
     def ranges(self, split: str) -> list[PartRange]:
         """Parts of a split.

@@ -8,8 +8,9 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,17 @@ from megatron_mm.chat.tokenizer import CONTROL_TOKENS, IMAGE, ChatTokenizer
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.decode import decode_with_pillow
-from megatron_mm.data.index import Index
-from megatron_mm.data.page import PagePicture, PageSample, PageToken, check_page, write_page
+from megatron_mm.data.index import Index, PartRange
+from megatron_mm.data.page import Page, PagePicture, PageSample, PageToken, check_page, write_page
 from megatron_mm.data.plan import Plan
 from megatron_mm.data.reader import BrokenSample, SampleReader
+from megatron_mm.data.shards import PreparedData
 from megatron_mm.data.summary import Histogram, Summary, Table, open_plan, summary_of, tables_of
 
 TRAINED_START, TRAINED_END = "⟦", "⟧"
 BAR_WIDTH = 40
+# Samples that are shown where nobody says how many.
+FEWEST_SAMPLES, MOST_SAMPLES = 3, 12
 FILE_WIDTH = 200
 # Characters that would steer the terminal, turn the direction of a line, or cannot be written as UTF-8.
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -68,6 +72,7 @@ class View:
         row: of the index.
         name: where it lies.
         origin: the record it was made of.
+        pictures: as they are stored, encoded.
         sample: ids, mask and tiles.
         runs: all of its tokens.
     """
@@ -76,6 +81,7 @@ class View:
     part: str
     name: str
     origin: str
+    pictures: Sequence[bytes]
     sample: Sample
     runs: tuple[Run, ...]
 
@@ -112,7 +118,7 @@ class BrokenView:
 
 def inspect_data(
     config: RunConfig,
-    num_samples: int = 5,
+    num_samples: int | None = None,
     part: str | None = None,
     html: Path | None = None,
     split: str = "train",
@@ -124,8 +130,8 @@ def inspect_data(
 
     Args:
         config: of the run that would train on them.
-        num_samples: how many to show: the first ones of the first step, or where `part` is given as many of its
-            samples, at even distances.
+        num_samples: how many to show, taken in turn from the parts that the blend mixes; or where `part` is given, as
+            many of its samples, at even distances. Left out, one of each part, 3 to 12.
         part: pattern of parts such as "ocr/*".
         html: file of the page.
         split: "train" or "heldout".
@@ -152,9 +158,28 @@ def inspect_data(
     for shown in (*map(_terminal_table, tables), *map(_terminal_histogram, histograms)):
         console.print(shown)
     if html is not None:
-        title = visible(f"{data.path}, {split}")
-        write_page(html, title, tables, histograms, [_page_sample(view, reader.tokenizer) for view in views])
+        page = Page(
+            title=visible(f"{data.path}, {split}"),
+            facts=_facts(config, data),
+            tables=tables,
+            histograms=histograms,
+            samples=[_page_sample(view, reader.tokenizer) for view in views],
+        )
+        write_page(html, page)
     return summary
+
+
+def _facts(config: RunConfig, data: PreparedData) -> dict[str, str]:
+    """What a page says of how it was made."""
+    blend = ", ".join(f"{pattern}: {weight:g}" for pattern, weight in config.data.blend.items())
+    return {
+        "recipe": visible(config.recipe),
+        "rendering": config.data.rendering,
+        "blend": visible(blend) or "every sample once an epoch",
+        "tokenizer": visible(f"{data.tokenizer_directory} (fingerprint {data.index.tokenizer})"),
+        "sizes": "width x height",
+        "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+    }
 
 
 def _console() -> Console:
@@ -163,29 +188,24 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
-def choose_rows(index: Index, plan: Plan, split: str, num_samples: int, part: str | None) -> list[int]:
-    """Rows to show; see `inspect_data`. Fewer where a part holds fewer that fit.
+def choose_rows(index: Index, plan: Plan, split: str, num_samples: int | None, part: str | None) -> list[int]:
+    """Rows to show; see `inspect_data`. Fewer where there are fewer that fit.
 
     Raises:
         InputError: `num_samples` is negative; no part has such a name; none of its samples fits.
     """
+    if num_samples is None:
+        num_samples = min(max(len(plan.parts), FEWEST_SAMPLES), MOST_SAMPLES) if part is None else FEWEST_SAMPLES
     if num_samples < 0:
         raise InputError(f"{num_samples} samples cannot be shown; ask for 0 or more")
     if part is None:
-        rows: list[int] = []
-        step = 0
-        while len(rows) < num_samples:
-            rows += plan.global_batch(step).rows.tolist()
-            step += 1
-        return rows[:num_samples]
+        return _rows_in_turn(index, plan, num_samples)
     ranges = index.ranges(split)
     matching = [found for found in ranges if fnmatch.fnmatchcase(found.part, part)]
     if not matching:
         known = ", ".join(found.part for found in ranges)
         raise InputError(f"{index.path.parent} holds no part {part!r} in split {split!r}; it has {known}")
-    fitting = np.concatenate(
-        [found.first + np.flatnonzero(plan.sizes.fits[found.first : found.first + found.count]) for found in matching]
-    )
+    fitting = np.concatenate([found.first + np.flatnonzero(_fits(plan, found)) for found in matching])
     if not len(fitting):
         raise InputError(
             f"none of the samples of {part!r} in {index.path.parent} can be trained on with this config; raise "
@@ -193,6 +213,27 @@ def choose_rows(index: Index, plan: Plan, split: str, num_samples: int, part: st
         )
     places = np.linspace(0, len(fitting) - 1, min(num_samples, len(fitting))).round().astype(np.int64)
     return fitting[places].tolist()
+
+
+def _rows_in_turn(index: Index, plan: Plan, num_samples: int) -> list[int]:
+    """Rows of the first steps, one of each part after the other, so that every part is seen.
+
+    Of a part that is not in these steps the first sample that fits comes.
+    """
+    by_part: dict[str, list[int]] = {part.part: [] for part in plan.parts}
+    # Once each: a small data set begins again.
+    for row in dict.fromkeys(row for step in range(num_samples) for row in plan.global_batch(step).rows.tolist()):
+        by_part[index.part_of(row)].append(row)
+    for part in plan.parts:
+        if not by_part[part.part]:
+            by_part[part.part] = (part.first + np.flatnonzero(_fits(plan, part))[:1]).tolist()
+    turns = zip_longest(*by_part.values())
+    return [row for turn in turns for row in turn if row is not None][:num_samples]
+
+
+def _fits(plan: Plan, part: PartRange) -> np.ndarray:
+    """Which samples of a part are trained on: bool [samples]."""
+    return plan.sizes.fits[part.first : part.first + part.count]
 
 
 def view_of(row: int, reader: SampleReader) -> View | BrokenView:
@@ -210,7 +251,7 @@ def view_of(row: int, reader: SampleReader) -> View | BrokenView:
     except BrokenSample as error:
         return BrokenView(row, part, str(error))
     runs = tuple(runs_of(sample, index.sizes_of(row), reader.tokenizer))
-    return View(row, part, stored.name, stored.origin, sample, runs)
+    return View(row, part, stored.name, stored.origin, stored.pictures, sample, runs)
 
 
 def runs_of(sample: Sample, sizes: Sequence[tuple[int, int]], tokenizer: ChatTokenizer) -> list[Run]:
@@ -257,8 +298,8 @@ def visible(text: str) -> str:
 
 
 def _described(number: int, grid: Tiling, size: tuple[int, int]) -> str:
-    """A picture in place of its placeholders; the grid is rows x columns."""
-    cut = f"{grid.rows} x {grid.columns} grid + whole" if grid.rows else "one square tile"
+    """A picture in place of its placeholders; sizes are width x height, in pixels and in tiles."""
+    cut = f"{grid.columns} x {grid.rows} tiles + whole" if grid.rows else "one square tile"
     scaled = " (scaled down)" if grid.downscaled else ""
     return f"[picture {number}: {size[0]} x {size[1]}, {cut}, {grid.num_features} tokens{scaled}]"
 
@@ -305,7 +346,7 @@ def _terminal_table(table: Table) -> TerminalTable:
 
 
 def _terminal_histogram(histogram: Histogram) -> TerminalTable:
-    shown = TerminalTable("", "samples", "", title=histogram.title)
+    shown = TerminalTable(histogram.unit, "samples", "", title=histogram.title)
     shown.columns[1].justify = "right"
     bins = histogram.filled()
     most = max((count for _, count in bins), default=1)
@@ -326,8 +367,8 @@ def _page_pictures(view: View) -> list[PagePicture]:
     ends = np.cumsum([grid.num_tiles for grid in view.sample.tilings])[:-1]
     tiles = np.split(view.sample.tiles, ends) if captions else []
     return [
-        PagePicture(caption, grid.columns, of_picture)
-        for caption, grid, of_picture in zip(captions, view.sample.tilings, tiles, strict=True)
+        PagePicture(caption, original, grid.columns, of_picture)
+        for caption, original, grid, of_picture in zip(captions, view.pictures, view.sample.tilings, tiles, strict=True)
     ]
 
 

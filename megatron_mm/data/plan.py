@@ -9,7 +9,6 @@ packs in the windows before has to be known, which is counted in seconds for ten
 Ranks share a global batch out, they do not change it: each gets as many units, of as equal estimated cost as can be.
 """
 
-import fnmatch
 import hashlib
 import itertools
 import math
@@ -27,7 +26,7 @@ from megatron_mm.config.errors import InputError
 from megatron_mm.config.flops import Flops, training_flops
 from megatron_mm.config.layout import sample_multiple
 from megatron_mm.config.schema import RunConfig
-from megatron_mm.data.index import Index
+from megatron_mm.data.index import Index, PartRange
 
 T = TypeVar("T")
 WINDOW = 65536
@@ -144,16 +143,12 @@ class Plan:
         self.sizes = sample_sizes(index, settings)
         patterns = settings.blend or {"*": 1.0}
         total = sum(patterns.values())
-        ranges = index.ranges(split)
         # By name, so that the order in which a blend is written does not matter.
         self._groups = []
+        self.parts: list[PartRange] = []
         for number, pattern in enumerate(sorted(patterns)):
-            matching = [part for part in ranges if fnmatch.fnmatchcase(part.part, pattern)]
-            if not matching:
-                known = ", ".join(part.part for part in ranges)
-                raise InputError(
-                    f"data.blend names {pattern!r}, which {index.path.parent} does not hold; it holds {known}"
-                )
+            matching = index.parts_like(pattern, split)
+            self.parts += [part for part in matching if part not in self.parts]
             walk = [(part.first, part.count) for part in matching]
             self._groups.append(_Group(walk, settings.seed, number, patterns[pattern] / total))
         self.left_out = np.concatenate([group.rows_where(~self.sizes.fits) for group in self._groups])

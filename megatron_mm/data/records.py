@@ -17,10 +17,10 @@ from PIL import Image
 
 from megatron_mm.chat.modes import Mode
 from megatron_mm.chat.render import Content, Conversation, Document, Question, Response
+from megatron_mm.data.index import DIGEST_BYTES
 
 StoredParts = list[str | int]
 DOCUMENT = "document"
-DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)

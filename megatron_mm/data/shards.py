@@ -19,11 +19,10 @@ from pathlib import Path
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.errors import InputError
-from megatron_mm.data.index import INDEX, Index
+from megatron_mm.data.index import INDEX, TOKENIZER, Index
 from megatron_mm.data.records import StoredContent
 from megatron_mm.data.storage import open_storage
 
-TOKENIZER = "tokenizer"
 TOKENIZER_FILES = tuple(
     f"{TOKENIZER}/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 )

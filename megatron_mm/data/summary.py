@@ -59,9 +59,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Numbers of samples by bins, of which each has a label."""
+    """Numbers of samples by bins, of which each has a label; `unit` is what the labels count."""
 
     title: str
+    unit: str
     labels: tuple[str, ...]
     counts: tuple[int, ...]
 
@@ -181,8 +182,8 @@ def summary_of(data: PreparedData, plan: Plan, config: RunConfig, split: str) ->
         counter.most_tiles,
         count_duplicates(data.index, ranges),
         packing,
-        _histogram("tokens of a sample", TOKEN_EDGES, counter.lengths),
-        _histogram("tiles of a sample", TILE_EDGES, counter.tiles),
+        _histogram("tokens of a sample", "tokens", TOKEN_EDGES, counter.lengths),
+        _histogram("tiles of a sample", "tiles", TILE_EDGES, counter.tiles),
     )
 
 
@@ -318,10 +319,10 @@ def _binned(values: np.ndarray, edges: Sequence[int]) -> np.ndarray:
     return np.bincount(np.searchsorted(np.asarray(edges, values.dtype), values), minlength=len(edges) + 1)
 
 
-def _histogram(title: str, edges: Sequence[int], counts: np.ndarray) -> Histogram:
+def _histogram(title: str, unit: str, edges: Sequence[int], counts: np.ndarray) -> Histogram:
     firsts = [0, *(edge + 1 for edge in edges)]
     labels = [str(last) if first == last else f"{first:,}-{last:,}" for first, last in zip(firsts, edges, strict=False)]
-    return Histogram(title, (*labels, f"{firsts[-1]:,}+"), tuple(counts.tolist()))
+    return Histogram(title, unit, (*labels, f"{firsts[-1]:,}+"), tuple(counts.tolist()))
 
 
 def _cells(counts: Counts, total: Counts) -> tuple[str, ...]:

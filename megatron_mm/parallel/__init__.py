@@ -3,6 +3,7 @@
 platform/      cuda | cpu behind one interface
 state.py       process groups: start, ask, end
 launch.py      starting ranks on this machine
+nodes.py       the machines of a job
 cores.py       how many cores this process may use
 failure.py     what ended a rank
 output.py      what ranks print: a log each, and the terminal

@@ -23,7 +23,9 @@ from torch.distributed import DistError, DistNetworkError, TCPStore
 
 from megatron_mm.config.errors import BAD_INPUT_CODE, REQUEUE_CODE, InputError
 from megatron_mm.parallel.failure import FAILURE_CODE, LastWords, read_last_words
+from megatron_mm.parallel.nodes import Nodes
 from megatron_mm.parallel.output import Output
+from megatron_mm.processes import TERMINAL_WIDTH
 
 # From the first failure until the other ranks are killed.
 END_SECONDS = 5.0
@@ -32,45 +34,6 @@ _POLL_SECONDS = 0.1
 # For the other nodes' ranks: they save together, so they end together, but a file system may be slow.
 _OTHER_NODES_SECONDS = 300.0
 _OTHER_NODES_POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """The machines of a job, and which of them this is.
-
-    Attributes:
-        num_nodes: launchers of the job, one a machine.
-        node: this one's number, from 0.
-        host: address of node 0.
-        port: where node 0 listens; 0 for any, on one node.
-    """
-
-    num_nodes: int = 1
-    node: int = 0
-    host: str = "localhost"
-    port: int = 0
-
-
-def find_nodes(num_nodes: int, rendezvous: str | None) -> Nodes:
-    """The machines that `--nodes` and `--rendezvous HOST:PORT` name; Slurm says which of them this is.
-
-    Raises:
-        InputError: they do not make sense, or srun did not start us.
-    """
-    if num_nodes == 1:
-        return Nodes()
-    if num_nodes < 1:
-        raise InputError(f"--nodes {num_nodes} is not a number of machines")
-    host, _, port = (rendezvous or "").rpartition(":")
-    if not host or not port.isdecimal():
-        raise InputError(f"--nodes {num_nodes} needs --rendezvous HOST:PORT of the first one, not {rendezvous}")
-    node = os.environ.get("SLURM_NODEID", "")
-    if not node.isdecimal() or int(node) >= num_nodes:
-        raise InputError(
-            f"--nodes {num_nodes} is for srun, which starts one launcher a node and sets SLURM_NODEID (seen: {node!r})"
-            "; without Slurm start `megatron-mm train` by torchrun, without --nproc"
-        )
-    return Nodes(num_nodes, int(node), host, int(port))
 
 
 def run_ranks(
@@ -242,6 +205,8 @@ def _environment(local_rank: int, num_ranks: int, nodes: Nodes, port: int, folde
 def _start(command: list[str], environment: Mapping[str, str], output: Output | None) -> _Rank:
     number = int(environment["RANK"])
     streams = (None, None) if output is None else output.open(number, int(environment["WORLD_SIZE"]))
+    if number == 0 and output is not None and output.terminal_width is not None:
+        environment = {**environment, TERMINAL_WIDTH: str(output.terminal_width)}
     process = subprocess.Popen(
         command, env=environment, stdout=streams[0], stderr=streams[1], stdin=subprocess.DEVNULL, start_new_session=True
     )
@@ -275,6 +240,8 @@ def _wait(ranks: list[_Rank], requests: _Requests, output: Output | None) -> int
 
 def _end(failure: _Failure, ranks: list[_Rank], output: Output | None) -> int:
     """Tell of the failure and end the other ranks: those that are able to by themselves, others by force."""
+    if output is not None:
+        output.end_line()
     print(failure.describe(), end="", file=sys.stderr, flush=True)
     if output is not None:
         output.note(failure.rank, failure.describe())

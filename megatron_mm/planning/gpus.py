@@ -79,11 +79,12 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU called `name`.
+    """The GPU called `name`, in capitals or not.
 
     Raises:
         InputError: it is not known.
     """
-    if name not in GPUS:
+    known = GPUS.get(name.lower())
+    if known is None:
         raise InputError(f"--gpu {name} is not known; choose one of {', '.join(GPUS)}")
-    return GPUS[name]
+    return known

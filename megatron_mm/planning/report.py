@@ -1,7 +1,7 @@
 """`megatron-mm plan`: everything said in plain text, with what was assumed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from megatron_mm.config.errors import InputError
 from megatron_mm.config.layout import layout_faults, pipeline_split
@@ -14,6 +14,9 @@ from megatron_mm.planning.propose import Candidate, Machine, assess, overrides, 
 from megatron_mm.planning.traffic import LINK_EFFICIENCY, num_micro_batches
 
 NUM_PROPOSALS = 5
+MOST_GPUS = 1_000_000
+# GPUs that a layout may leave idle where none fits all of them.
+MOST_LEFT_IDLE = 8
 SECONDS_PER_HOUR = 3600
 COMPONENTS = {
     "weights": "weights",
@@ -60,14 +63,15 @@ def plan(config: RunConfig, options: PlanOptions, load_options: LoadOptions) -> 
     machine = Machine(find_gpu(options.gpu), options.num_gpus, options.memory_share, options.utilisation)
     load = assumed_load(config, load_options)
     faults = layout_faults(config, options.num_gpus)
-    given = None if faults else assess(config, machine, load)
     found = proposals(config, machine, load, NUM_PROPOSALS)
+    if faults:
+        return Plan("", _refusal_of_layout(config, machine, load, faults, found))
+    given = assess(config, machine, load)
     lines = [f"{config.recipe} on {machine.num_gpus} {machine.gpu.name}", "", *describe_parameters(config)]
-    if given is not None:
-        lines += ["", *_memory(given, machine), "", *_time(given, machine), "", *_traffic(given, machine)]
+    lines += ["", *_memory(given, machine), "", *_time(given, machine), "", *_traffic(given, machine)]
     lines += ["", *_proposals(found, config), "", "Assumed"]
     lines += [f"  - {line}" for line in _assumptions(config, machine, load)]
-    return Plan("\n".join(lines) + "\n", _refusal(config, machine, faults, given, found))
+    return Plan("\n".join(lines) + "\n", _refusal(config, machine, given, found))
 
 
 def check_options(options: PlanOptions) -> None:
@@ -75,18 +79,31 @@ def check_options(options: PlanOptions) -> None:
     for name, share in (("--utilisation", options.utilisation), ("--memory-share", options.memory_share)):
         if not 0 < share <= 1:
             raise InputError(f"{name} {share} is not above 0 and at most 1")
-    if options.num_gpus < 1:
-        raise InputError(f"--gpus {options.num_gpus} is below 1")
+    if not 1 <= options.num_gpus <= MOST_GPUS:
+        what = "below 1" if options.num_gpus < 1 else f"above {MOST_GPUS:,}"
+        raise InputError(f"--gpus {options.num_gpus} is {what}")
 
 
-def _refusal(
-    config: RunConfig, machine: Machine, faults: list[str], given: Candidate | None, found: list[Candidate]
-) -> str | None:
-    """One message: what is wrong, by how much, and the fastest layout without it."""
-    instead = f"the fastest layout that fits: {overrides(found[0].config, config)}" if found else "no layout tried fits"
-    if faults:
-        return "\n".join([f"recipe {config.recipe} cannot run on {machine.num_gpus} ranks:", *faults, instead])
-    assert given is not None
+def _refusal_of_layout(
+    config: RunConfig, machine: Machine, load: Load, faults: list[str], found: list[Candidate]
+) -> str:
+    """One message: why the layout cannot run at all, and what would, with a few GPUs less if need be."""
+    instead = _fastest(config, found)
+    for num_gpus in range(machine.num_gpus - 1, max(machine.num_gpus - MOST_LEFT_IDLE, 0), -1):
+        if found:
+            break
+        found = proposals(config, replace(machine, num_gpus=num_gpus), load, 1)
+        if found:
+            instead = f"with {num_gpus} GPUs, {_fastest(config, found)}"
+    return "\n".join([f"recipe {config.recipe} cannot run on {machine.num_gpus} ranks:", *faults, instead])
+
+
+def _fastest(config: RunConfig, found: list[Candidate]) -> str:
+    return f"the fastest layout that fits: {overrides(found[0].config, config)}" if found else "no layout tried fits"
+
+
+def _refusal(config: RunConfig, machine: Machine, given: Candidate, found: list[Candidate]) -> str | None:
+    """One message: what does not fit, by how much, and the fastest layout that does."""
     memory = given.memory
     if memory.total <= machine.usable_bytes:
         return None
@@ -95,7 +112,7 @@ def _refusal(
         f"recipe {config.recipe} does not fit {machine.gpu.name}: a rank of pipeline stage {given.stage} needs "
         f"{gib(memory.total)} GiB, {gib(memory.total - machine.usable_bytes)} more than the "
         f"{gib(machine.usable_bytes)} that it may take; the largest part is {COMPONENTS[part]}, "
-        f"{gib(getattr(memory, part))} GiB; {instead}"
+        f"{gib(getattr(memory, part))} GiB; {_fastest(config, found)}"
     )
 
 

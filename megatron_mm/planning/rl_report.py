@@ -62,38 +62,30 @@ def plan_rl(config: RunConfig, options: PlanOptions, rollout: RolloutOptions) ->
     machine = Machine(find_gpu(options.gpu), options.num_gpus, options.memory_share, options.utilisation)
     host_gib = machine.gpu.host_memory_gib if rollout.host_memory_gib is None else rollout.host_memory_gib
     faults = rl_faults(config, options.num_gpus)
-    given = None if faults else assess_rl(config, machine, rollout)
     found = rl_proposals(config, machine, rollout, host_gib * 2**30, NUM_PROPOSALS)
+    if faults:
+        cannot = f"recipe {config.recipe} cannot run on {machine.num_gpus} ranks:"
+        return Plan("", "\n".join([cannot, *faults, _fastest(config, found)]))
+    given = assess_rl(config, machine, rollout)
     lines = [f"{config.recipe} on {machine.num_gpus} {machine.gpu.name}", "", *describe_parameters(config)]
-    if given is not None:
-        lines += [
-            "",
-            *_memory(given, machine),
-            "",
-            *_host_memory(given, machine, host_gib),
-            "",
-            *_steps(given, machine),
-        ]
+    lines += ["", *_memory(given, machine), "", *_host_memory(given, machine, host_gib), "", *_steps(given, machine)]
     lines += ["", *_proposals(found, config), "", "Assumed"]
     lines += [f"  - {line}" for line in _assumptions(config, machine, rollout)]
-    return Plan("\n".join(lines) + "\n", _refusal(config, machine, host_gib * 2**30, faults, given, found))
+    return Plan("\n".join(lines) + "\n", _refusal(config, machine, host_gib * 2**30, given, found))
+
+
+def _fastest(config: RunConfig, found: Sequence[RLCandidate]) -> str:
+    return f"the fastest settings that fit: {rl_overrides(found[0].config, config)}" if found else "nothing tried fits"
 
 
 def _refusal(
     config: RunConfig,
     machine: Machine,
     host_bytes: float,
-    faults: list[str],
-    given: RLCandidate | None,
+    given: RLCandidate,
     found: Sequence[RLCandidate],
 ) -> str | None:
-    """Return one message, what is wrong, by how much, and the fastest settings that fit, or None where all fits."""
-    instead = (
-        f"the fastest settings that fit: {rl_overrides(found[0].config, config)}" if found else "nothing tried fits"
-    )
-    if faults:
-        return "\n".join([f"recipe {config.recipe} cannot run on {machine.num_gpus} ranks:", *faults, instead])
-    assert given is not None
+    """Return one message, what does not fit, by how much, and the fastest settings that do, or None where all fits."""
     memory, faults = given.memory, []
     phase = memory.worst_phase
     total, host = memory.total(phase), sum(given.host.values())
@@ -113,7 +105,7 @@ def _refusal(
             f"more than the {gib(host_bytes)} that it has (--host-memory); the largest component is {_HOST[name]}, "
             f"{gib(given.host[name])} GiB"
         )
-    return "; ".join([*faults, instead]) if faults else None
+    return "; ".join([*faults, _fastest(config, found)]) if faults else None
 
 
 def _memory(given: RLCandidate, machine: Machine) -> Iterator[str]:

@@ -13,6 +13,8 @@ from megatron_mm.telemetry.terminal import Terminal
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+# Figures of the last line of a run.
+LAST = ("loss", "validation/loss", "reward", "heldout/accuracy", "heldout/think_rate")
 
 
 class Telemetry:
@@ -33,7 +35,8 @@ class Telemetry:
         self._step = first_step
         if not writes:
             return
-        run_dir = config.run_dir
+        run_dir = self._run_dir = config.run_dir
+        self._last: dict[str, float] = {}
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             write_config(run_dir, to_yaml(config))
@@ -77,6 +80,7 @@ class Telemetry:
             except BoardError as error:
                 self._give_up(board, error)
         self._terminal.show(step, metrics)
+        self._last |= {name: metrics[name] for name in LAST if name in metrics}
 
     def rewind(self, step: int) -> None:
         """Remove what is recorded of the steps after `step`, which come again: after a roll-back."""
@@ -92,6 +96,17 @@ class Telemetry:
                 board.rewind(step)
             except BoardError as error:
                 self._give_up(board, error)
+
+    def done(self, following: str) -> None:
+        """Print the last line of a run: where it is, its last figures, and what comes next.
+
+        Args:
+            following: the command that comes next.
+        """
+        if self._writes:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in self._last.items())
+            step = f"step {self._step}" + (f", {figures}" if figures else "")
+            self._terminal.end(f"done: {self._run_dir} ({step}); next: {following}")
 
     def close(self) -> None:
         """Flush and close every sink."""

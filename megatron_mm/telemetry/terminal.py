@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from megatron_mm.processes import parents_terminal_width
+
 # metrics.jsonl has them all.
 LEARNING = ("tokens_per_second", "tflops", "mfu", "data_wait")
-REINFORCING = ("reward", "think_rate", "heldout/think_rate", "kl", "truncated")
-SHOWN = ("loss", *REINFORCING, "grad_norm", "lr", *LEARNING)
+REINFORCING = ("reward", "think_rate", "heldout/accuracy", "heldout/think_rate", "kl", "truncated")
+SHOWN = ("loss", "validation/loss", *REINFORCING, "grad_norm", "lr", *LEARNING)
 
 
 class Terminal:
@@ -29,7 +31,9 @@ class Terminal:
         self._label, self._num_steps, self._first_step = label, num_steps, first_step
         self._started = time.monotonic()
         self._progress: Progress | None = None
-        console = Console()
+        # A rank's standard output is a pipe to its launcher.
+        width = parents_terminal_width()
+        console = Console() if width is None else Console(force_terminal=True, width=width)
         if console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -75,6 +79,12 @@ class Terminal:
             f"{self._label}  step {step}/{self._num_steps}  {figures}  "
             f"{timedelta(seconds=round(seconds))} ({timedelta(seconds=round(left))} left)"
         )
+
+    def end(self, text: str) -> None:
+        """Leave the bar as it stands, and print a last line below it."""
+        self.close()
+        with _though_unheard():
+            print(text, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands; `show` draws it anew."""

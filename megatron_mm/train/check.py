@@ -3,21 +3,16 @@
 from pathlib import Path
 
 from megatron_mm.chat.tokenizer import ChatTokenizer
-from megatron_mm.checkpoint.paths import find, newest, step_of
+from megatron_mm.checkpoint.paths import find
 from megatron_mm.config.errors import InputError
-from megatron_mm.config.layout import check_layout
-from megatron_mm.config.load import differences
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import TOKENIZER, PreparedData
-from megatron_mm.grading.rewards import RewardSpec
+from megatron_mm.early import check_run
+from megatron_mm.files import HF_CONFIG
 from megatron_mm.parallel.platform import get_platform
-from megatron_mm.telemetry.configs import CONFIG as RUN_CONFIG
-from megatron_mm.weights.hf_config import CONFIG
 
 # Fingerprint of the samples of a run, in its directory.
 DATA_PLAN = "data_plan.txt"
-# Of a config: what a run learns hangs on them.
-_LEARNING = ("precision", "seed", "model", "train", "optim", "rl")
 
 
 def check_inputs(config: RunConfig, num_ranks: int) -> None:
@@ -28,18 +23,12 @@ def check_inputs(config: RunConfig, num_ranks: int) -> None:
             from are missing, or they have different tokenizers; rewards have unknown names; or the run is done, with
             other settings.
     """
-    check_layout(config, num_ranks)
-    if config.rl is not None:
-        RewardSpec.of_config(config.rl.reward)
-    _check_done(config)
+    check_run(config, num_ranks)
     platform = get_platform(config.platform)
     fault = None if config.fp8.recipe == "none" else platform.fp8_fault(config.fp8.recipe)
     if fault is not None:
         raise InputError(fault)
-    if config.init_from is not None and not (config.init_from / CONFIG).is_file():
-        find(config.init_from)
-    if config.data.path is None:
-        raise InputError("training needs data.path, a directory made by `megatron-mm data prepare`")
+    assert config.data.path is not None
     data = PreparedData(config.data.path)
     if config.init_from is not None:
         _check_tokenizer(config.init_from, data)
@@ -65,23 +54,9 @@ def check_data_plan(run_dir: Path, fingerprint: str) -> None:
         )
 
 
-def _check_done(config: RunConfig) -> None:
-    """A run that is done does nothing when it is started again: whoever changed a setting should know."""
-    checkpoint, file = newest(config.run_dir), config.run_dir / RUN_CONFIG
-    step = None if checkpoint is None else step_of(checkpoint)
-    if step is None or step < config.train.steps or not file.is_file():
-        return
-    changed = differences(file, config, _LEARNING)
-    if changed:
-        raise InputError(
-            f"{config.run_dir} is done after {step} steps, and settings are others now: {'; '.join(changed[:5])}. Give "
-            "another run_dir, or raise train.steps to go on"
-        )
-
-
 def _check_tokenizer(init_from: Path, data: PreparedData) -> None:
     """The weights must know the data's ids; they may know more."""
-    is_hf = (init_from / CONFIG).is_file()
+    is_hf = (init_from / HF_CONFIG).is_file()
     directory = init_from if is_hf else find(init_from).parent.parent / TOKENIZER
     if not (directory / "tokenizer.json").is_file():
         return

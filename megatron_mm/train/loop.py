@@ -1,5 +1,6 @@
 """A whole run: weights in, steps, checkpoints out."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Protocol
@@ -89,9 +90,18 @@ def train(config: RunConfig, make_job: MakeJob = LearningJob) -> Outcome:
         groups = stack.enter_context(state.model_parallel(config.parallel, config.seed, timeout))
         run = _begin(config, platform, groups, stop, watchdog, make_job)
         try:
-            return run.go()
+            outcome = run.go()
+            if outcome is Outcome.DONE:
+                run.telemetry.done(_following(config))
+            return outcome
         finally:
             run.telemetry.close()
+
+
+def _following(config: RunConfig) -> str:
+    """What a user does with a run that is done."""
+    form = "" if config.model.projector.pre_norm else " --format llava_onevision"
+    return f"megatron-mm export {shlex.quote(str(config.run_dir))} DIR{form}"
 
 
 def longest_wait(config: RunConfig) -> float:

@@ -1,17 +1,23 @@
 """The launcher with real ranks: what is told, what comes back, and that nobody stays behind."""
 
+import fcntl
 import os
+import pty
+import re
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 
 from megatron_mm.config.errors import REQUEUE_CODE, InputError
-from megatron_mm.parallel.launch import find_nodes
+from megatron_mm.parallel.nodes import find_nodes
 from megatron_mm.parallel.output import log_file
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +158,47 @@ def test_two_launchers_make_one_job(tmp_path: Path) -> None:
     assert [launcher.returncode for launcher in launchers] == [REQUEUE_CODE] * 2, told
     _assert_gone(pids)
     assert len(list(tmp_path.glob("saved_*"))) == 4
+
+
+def _screen(folder: Path, columns: int) -> str:
+    """What the scenario with the bar writes to a terminal."""
+    command = [sys.executable, "-m", "tests.rank_program", str(folder), str(NUM_RANKS), "bar"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    for name in ("COLUMNS", "LINES"):
+        environment.pop(name, None)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 240)[0]:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # how Linux says that the other side is closed
+            break
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return shown.decode()
+
+
+def test_rank_0_draws_a_bar_on_the_launchers_terminal(tmp_path: Path) -> None:
+    shown = _screen(tmp_path, 100)
+    # A line as a terminal has it in the end: what is behind the last return to its beginning.
+    lines = [re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", line).rstrip("\r") for line in shown.split("\n")]
+    final = [line.rpartition("\r")[2].rstrip() for line in lines]
+    assert final[-2] == "done: all of it"
+    assert "3/3" in final[-3]
+    assert "loss 1.5" in final[-3]
+    assert "━" in final[-3]
+    assert len(final[-3]) <= 100
+    assert any("1/3" in line and "loss 2.5" in line for line in re.split("[\r\n]", shown))
+    # It stands in a line of its own, and the bar is drawn again below.
+    assert "[rank 1] rank 1 warns" in final
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor stays hidden"
+    log = log_file(tmp_path / "logs", 0).read_text(encoding="utf-8")
+    assert "\x1b" not in log
+    assert "\r" not in log
+    assert [line for line in log.splitlines() if "loss" in line] == [final[-3]]
 
 
 def test_nodes_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,13 +57,13 @@ def _mean(lines: list[dict[str, Any]], name: str) -> float:
 def test_bpo_teaches_when_to_think(scores: dict[tuple[str, str], dict[str, Any]], tmp_path: Path) -> None:
     lines = _example("bpo_qwen3_4b", tmp_path)
     assert len(lines) == 40
-    accuracy = lines[-1]["heldout/digits/hard/non_thinking/accuracy"]
+    accuracy = lines[-1]["heldout/digits/hard/auto/accuracy"]
     assert accuracy >= scores["digits/hard", "auto"]["accuracy"] + 0.15
     assert accuracy >= scores["digits/hard", "thinking"]["accuracy"] - 0.05
     # It thinks where it helps. The paper's Fig. 8 has the same order.
-    assert lines[-1]["heldout/digits/hard/non_thinking/think_rate"] >= 0.9
-    assert lines[-1]["heldout/digits/easy/non_thinking/think_rate"] <= 0.1
-    assert lines[-1]["heldout/digits/easy/non_thinking/accuracy"] >= 0.9
+    assert lines[-1]["heldout/digits/hard/auto/think_rate"] >= 0.9
+    assert lines[-1]["heldout/digits/easy/auto/think_rate"] <= 0.1
+    assert lines[-1]["heldout/digits/easy/auto/accuracy"] >= 0.9
 
 
 def test_ptst_teaches_the_form_that_a_cold_start_garbles(
@@ -75,7 +75,7 @@ def test_ptst_teaches_the_form_that_a_cold_start_garbles(
     # paid 0.02 a draw, which 40 updates made 0.14, and the other several times as much.
     assert _mean(lines[-5:], "reward") >= _mean(lines[:5], "reward") + 0.1
     # The first stage has no room for answers to hard questions.
-    hard = "heldout/digits/hard/thinking/accuracy"
+    hard = "heldout/digits/hard/auto/accuracy"
     assert lines[19][hard] <= 0.05
     assert lines[-1][hard] >= 0.3
 

@@ -30,11 +30,10 @@ TRAINED = {
 
 @pytest.fixture(scope="module")
 def run() -> Path:
-    """The run directory of `examples/quickstart.sh --tiny`."""
+    """The run directory of `examples/quickstart.sh --tiny --force`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    result = subprocess.run(
-        ["bash", "examples/quickstart.sh", "--tiny"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = ["bash", "examples/quickstart.sh", "--tiny", "--force"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "Held-out questions, answered by vLLM" in result.stdout
     return ROOT / "runs" / "quickstart-tiny"

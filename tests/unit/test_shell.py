@@ -13,6 +13,7 @@ from megatron_mm.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "common.sh")
+EXAMPLES = sorted(file for file in (ROOT / "examples").glob("*.sh") if file.name != "help.sh")
 COMMON_LINES = (
     "#SBATCH --ntasks-per-node=1",
     # The whole node: Slurm would otherwise give the one task of a node one core, and a core's share of the memory.
@@ -102,7 +103,8 @@ def test_an_example_starts_a_rank_for_each_gpu_that_torch_sees(
     """CUDA_VISIBLE_DEVICES is torch's to read: nvidia-smi lists what it hides."""
     _program(tmp_path / "tools" / "setup_env.sh", "")
     _program(tmp_path / "examples" / "quickstart.sh", "mkdir -p runs/quickstart/model")
-    shutil.copy(ROOT / "examples" / "reinforce.sh", tmp_path / "examples")
+    for script in ("help.sh", "reinforce.sh"):
+        shutil.copy(ROOT / "examples" / script, tmp_path / "examples")
     _program(tmp_path / "bin" / "nvidia-smi", "seq 16")
     _program(tmp_path / ".venv" / "bin" / "python", f"[[ $2 == *device_count* ]] && echo {gpus}")
     _program(tmp_path / ".venv" / "bin" / "megatron-mm", 'echo "$*"')
@@ -114,6 +116,55 @@ def test_an_example_starts_a_rank_for_each_gpu_that_torch_sees(
     else:
         assert result.stdout == f"rl r4b/bpo a=b --nproc {ranks}\n", result.stderr
     assert _run(tmp_path, *script, "--mini").stdout.endswith(f" --nproc {mini_ranks}\n")
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Path:
+    """The examples, among programs that only note that they were called."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    _program(tmp_path / "tools" / "setup_env.sh", "echo set up >>calls")
+    for name in ("python", "megatron-mm"):
+        _program(tmp_path / ".venv" / "bin" / name, f'echo "{name} $*" >>calls')
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--tiny", "--help"), ("--mini", "--help")], ids=" ".join)
+def test_an_examples_help_sets_nothing_up_and_deletes_nothing(
+    examples: Path, script: Path, arguments: tuple[str, ...]
+) -> None:
+    (examples / "runs" / "quickstart").mkdir(parents=True)
+    (examples / "runs" / "quickstart-tiny").mkdir()
+    result = _run(examples, f"examples/{script.name}", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert f"bash examples/{script.name}" in result.stdout
+    assert "set -euo" not in result.stdout
+    assert not (examples / "calls").exists()
+    assert {path.name for path in (examples / "runs").iterdir()} == {"quickstart", "quickstart-tiny"}
+
+
+@pytest.mark.parametrize(("arguments", "run"), [((), "quickstart"), (("--tiny",), "quickstart-tiny")])
+def test_a_second_quickstart_deletes_only_when_it_is_told_to(
+    examples: Path, arguments: tuple[str, ...], run: str
+) -> None:
+    kept = examples / "runs" / run / "an hour's work"
+    kept.mkdir(parents=True)
+    result = _run(examples, "examples/quickstart.sh", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert (
+        result.stderr == f"quickstart: runs/{run} is there, from an earlier call; --force deletes it and begins anew\n"
+    )
+    assert kept.exists()
+    assert not (examples / "calls").exists()
+    result = _run(examples, "examples/quickstart.sh", *arguments, "--force")
+    assert result.returncode == 0, result.stderr
+    assert not kept.exists()
+    assert "megatron-mm data digits" in (examples / "calls").read_text(encoding="utf-8")
+    unknown = _run(examples, "examples/quickstart.sh", "--tyni")
+    assert (unknown.returncode, unknown.stderr) == (
+        2,
+        "quickstart: unknown argument --tyni; --help lists what there is\n",
+    )
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from megatron_mm.config.errors import InputError
-from megatron_mm.config.load import load_config, recipe_names, to_yaml
+from megatron_mm.config.load import describe_recipe, load_config, recipe_names, to_yaml
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if not name.endswith("/base")])
@@ -58,7 +60,7 @@ def test_values_out_of_range_are_refused_with_the_fix(override: str, expected: s
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.steps=5", "the stages of rl.stages have 40 steps, train.steps=5; give both"),
+        ("train.steps=5", "the stages of rl.stages have 40 steps, train.steps=5; give rl.stages.0.steps=5 as well"),
         ("rl.stages.0.group_size=1", None),
         ("rl.stages.1.group_size=1", "rl.stages: input should be a valid tuple"),
         ("rl.stages.0.max_response_tokens=256", "rl.stages.0.max_response_tokens=256 leaves no room for a prompt"),
@@ -104,6 +106,109 @@ def test_order_is_base_then_recipe_then_file_then_override(tmp_path: Path) -> No
 def test_a_blend_is_replaced_not_merged() -> None:
     config = load_config("mini/stage1", overrides=["data.blend={digits/hard/thinking: 1}"])
     assert config.data.blend == {"digits/hard/thinking": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("telemetry.wandb=off", "off"),
+        ("telemetry.wandb=online", "online"),
+        ("data.blend=null", {}),
+        ("data.blend=~", {}),
+        ("data.blend={}", {}),
+        ("optim.modules=null", {}),
+        ("init_from=null", None),
+        ("init_from=~", None),
+        ("train.validate_every=null", None),
+        ("optim.overlap=null", None),
+        ("parallel.sequence=on", True),
+        ("optim.distributed=off", False),
+        ("checkpoint.verify=no", False),
+        ("telemetry.tensorboard=false", False),
+        ("optim.lr=1e-2", 0.01),
+        ("optim.lr=1.E-2", 0.01),
+        ("seed=010", 10),
+        ("seed=1e3", 1000),
+        ("run_dir=2024", Path("2024")),
+        ("run_dir=010", Path("010")),
+        ("run_dir=2024-01-01", Path("2024-01-01")),
+        ("run_dir=1e3", Path("1e3")),
+        ("run_dir=no", Path("no")),
+        ("run_dir='null'", Path("null")),
+        ("run_dir=~/x", Path.home() / "x"),
+        ("data.path=~/x", str(Path.home() / "x")),
+        ("data.path=s3://bucket/~/x", "s3://bucket/~/x"),
+        ("telemetry.wandb_project=2024", "2024"),
+    ],
+)
+def test_a_value_is_what_its_writer_meant(override: str, expected: object, tmp_path: Path) -> None:
+    config = load_config("mini/stage1", overrides=[override])
+    found: Any = config
+    for part in override.partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == expected
+    assert type(found) is type(expected)
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(file)) == config
+
+
+def test_what_is_written_is_read_alike_by_older_rules(tmp_path: Path) -> None:
+    config = load_config("mini/stage1", overrides=["run_dir=2024-01-01", "telemetry.wandb_project='1e3'"])
+    tree = yaml.safe_load(to_yaml(config))  # YAML 1.1
+    assert (tree["run_dir"], tree["telemetry"]) == ("2024-01-01", config.telemetry.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("train.stpes", "train.steps"),
+        ("lr", "optim.lr"),
+        ("steps", "train.steps or rl.stages.0.steps"),
+        ("optim.learning_rate", "optim.lr"),
+        ("train.batch_size", "train.global_batch"),
+        ("train.lr", "optim.lr"),
+        ("optim.micro_batch", "train.micro_batch"),
+        ("rl.group_size", "rl.stages.0.group_size"),
+        ("hidden_size", "model.vision.hidden_size or model.language.hidden_size"),
+        ("model.languages.hidden_size", "model.language"),
+        ("parallel.tensors", "parallel.tensor"),
+        ("tensor", "parallel.tensor"),
+        ("tensor_parallel", "parallel.tensor"),
+        ("blend", "data.blend"),
+        ("foo", None),
+        ("train.xyzzy", None),
+        ("x", None),
+        ("model.vision.qqqq", None),
+    ],
+)
+def test_a_name_is_likened_to_those_of_all_sections_or_to_none(name: str, nearest: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config("mini/stage1", overrides=[f"{name}=1"])
+    (line,) = (line for line in str(caught.value).splitlines() if f"{name}: " in line or ": unknown key" in line)
+    if nearest is None:
+        assert "no setting is called like it" in line
+    else:
+        assert f"the nearest valid one is {nearest}" in line
+
+
+def test_every_recipe_is_described() -> None:
+    for name in recipe_names():
+        assert 10 < len(describe_recipe(name)) < 200
+        assert not describe_recipe(name).endswith(".")
+
+
+def test_a_stage_that_does_not_fill_its_steps_is_told_how() -> None:
+    def fault(recipe: str, steps: int) -> str:
+        with pytest.raises(InputError) as caught:
+            load_config(recipe, overrides=[f"train.steps={steps}"])
+        return str(caught.value)
+
+    assert fault("mini/bpo", 4).endswith("give rl.stages.0.steps=4 as well")
+    assert fault("mini/ptst", 39).endswith("give rl.stages.1.steps=19 as well")
+    # Fewer than the first of two stages has.
+    override = fault("mini/ptst", 5).split("such as '")[1].rstrip("'\n")
+    assert load_config("mini/ptst", overrides=["train.steps=5", override]).train.steps == 5
 
 
 def test_reading_a_config_does_not_import_torch() -> None:

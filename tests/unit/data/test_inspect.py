@@ -5,7 +5,9 @@ import dataclasses
 import io
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -236,7 +238,7 @@ def test_trained_spans_are_the_decoded_targets(prepared: Path, rendering: str) -
     config = _config(prepared, data__rendering=rendering, data__max_sequence_tokens=2048)
     data, plan = open_plan(config, "train")
     rows = choose_rows(data.index, plan, "train", 12, None)
-    assert rows == np.concatenate([plan.global_batch(step).rows for step in range(12)]).tolist()
+    assert sorted(rows) == sorted(np.concatenate([plan.global_batch(step).rows for step in range(12)]).tolist())
     text, tokenizer = _shown(config, num_samples=12), data.tokenizer()
     spans = [span for sample in _samples(prepared, config, rows) for span in _trained_spans(sample, tokenizer)]
     # Tabs become spaces in a terminal.
@@ -263,7 +265,7 @@ def test_pictures_stand_as_one_line_each(prepared: Path) -> None:
     text = _shown(config, num_samples=1, part="notes/*")
     (sample,) = _samples(prepared, config, choose_rows(*_chosen(config), "train", 1, "notes/*"))
     for number, (size, grid) in enumerate(zip(((40, 64), (20, 16)), sample.tilings, strict=True), start=1):
-        cut = f"{grid.rows} x {grid.columns} grid + whole, {grid.num_features} tokens]"
+        cut = f"{grid.columns} x {grid.rows} tiles + whole, {grid.num_features} tokens]"
         assert f"[picture {number}: {size[0]} x {size[1]}, {cut}" in text
     assert f"{len(sample.ids) - 1:,} tokens, {sample.trained[1:].sum():,} trained, {len(sample.tiles)} tiles" in text
     # As text a user wrote, not as a control token: the two pictures' placeholders are not shown.
@@ -281,7 +283,7 @@ class _Page(HTMLParser):
     def __init__(self, content: str):
         super().__init__()
         self.tags: set[str] = set()
-        self.sources: list[str] = []
+        self.sources: defaultdict[str, list[str]] = defaultdict(list)
         self.sections: list[list[tuple[str, str, str]]] = []
         self._token: tuple[str, str] | None = None
         self._text = ""
@@ -293,8 +295,8 @@ class _Page(HTMLParser):
         if tag == "section":
             self.sections.append([])
         elif tag == "img":
-            self.sources.append(values["src"])
-        elif tag == "span":
+            self.sources[values["class"]].append(values["src"])
+        elif tag == "span" and "class" in values:
             self._token, self._text = (values["class"], values["title"]), ""
 
     def handle_data(self, data: str) -> None:
@@ -318,12 +320,24 @@ def test_the_page_holds_tokens_and_tiles(prepared: Path, tmp_path: Path, packed:
     samples, tokenizer = _samples(prepared, config, rows), PreparedData(str(prepared)).tokenizer()
     assert page.tags & {"script", "b", "image"} == set()
     tiles = np.concatenate([sample.tiles for sample in samples])
-    assert len(page.sources) == len(tiles) > 0
-    for source, tile in zip(page.sources, tiles, strict=True):
+    assert len(page.sources["tile"]) == len(tiles) > 0
+    for source, tile in zip(page.sources["tile"], tiles, strict=True):
         content = base64.b64decode(source.removeprefix("data:image/png;base64,"))
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), tile)
+    sizes = [size for row in rows for size in PreparedData(str(prepared)).index.sizes_of(row)]
+    assert [_shown_size(source) for source in page.sources["original"]] == sizes
+    text = file.read_text(encoding="utf-8")
+    assert text.count("<table>") == text.count('<div class="scroll"') > 0
+    for part in ('name="viewport"', "prefers-color-scheme: dark", "<dt>recipe</dt><dd>tiny</dd>", "<dt>tokenizer</dt>"):
+        assert part in text
+    assert f"<dt>made</dt><dd>{datetime.now().year}-" in text
+    assert re.search(r"<th>tokens</th>.*<span>0</span><span>\d+ samples</span>", text)
     for tokens, sample in zip(page.sections, samples, strict=True):
         _check_tokens(tokens, sample, tokenizer)
+
+
+def _shown_size(source: str) -> tuple[int, int]:
+    return Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).size
 
 
 def _check_tokens(tokens: list[tuple[str, str, str]], sample: Sample, tokenizer: ChatTokenizer) -> None:
@@ -345,11 +359,29 @@ def _check_tokens(tokens: list[tuple[str, str, str]], sample: Sample, tokenizer:
 def test_large_tiles_are_made_small(prepared: Path, tmp_path: Path) -> None:
     config = _config(prepared, model__vision__image_size=512, data__max_sequence_tokens=100_000)
     _shown(config, num_samples=1, part="notes/*", html=tmp_path / "page.html")
-    sources = _Page((tmp_path / "page.html").read_text(encoding="utf-8")).sources
+    sources = _Page((tmp_path / "page.html").read_text(encoding="utf-8")).sources["tile"]
     for source in sources:
         content = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
         assert Image.open(io.BytesIO(content)).size == (192, 192)
     assert sources
+
+
+def test_samples_of_every_part_are_shown_in_turn(prepared: Path) -> None:
+    index, plan = _chosen(_config(prepared))
+    parts = {part.part for part in index.ranges("train")}
+    assert len(parts) == 3
+    for number in (None, 3):
+        rows = choose_rows(index, plan, "train", number, None)
+        assert [index.part_of(row) for row in rows] == sorted(parts)
+    assert len(choose_rows(index, plan, "train", 7, None)) == len(set(choose_rows(index, plan, "train", 7, None))) == 7
+    assert {index.part_of(row) for row in choose_rows(index, plan, "train", 12, None)[:3]} == parts
+    index, plan = _chosen(_config(prepared, data__blend="{demo/*: 1.0e6, notes/*: 1}"))
+    rows = choose_rows(index, plan, "train", None, None)
+    assert {index.part_of(row) for row in rows} == parts, "one that the first steps lack"
+    index, plan = _chosen(_config(prepared, data__blend="{demo/*: 1}"))
+    rows = choose_rows(index, plan, "train", None, None)
+    assert len(rows) == 3
+    assert {index.part_of(row) for row in rows} == {"demo/thinking", "demo/non_thinking"}
 
 
 def test_a_part_is_shown_at_even_distances(prepared: Path) -> None:

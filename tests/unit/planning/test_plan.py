@@ -209,6 +209,7 @@ def test_the_command_says_what_does_not_fit_and_what_does(capsys: pytest.Capture
         (("--gpus", "8", "--gpu", "h100", "--utilisation", "40"), "--utilisation 40.0 is not above 0 and at most 1"),
         (("--gpus", "8", "--gpu", "h100", "--trained-share", "0"), "--trained-share 0.0 is not above 0 and at most 1"),
         (("--gpus", "0", "--gpu", "h100"), "--gpus 0 is below 1"),
+        (("--gpus", "2000000", "--gpu", "h100"), "--gpus 2000000 is above 1,000,000"),
         (
             ("--gpus", "8", "--gpu", "h100", "parallel.tensor=3"),
             "parallel.tensor=3 does not divide model.language.num_heads=32",
@@ -216,9 +217,23 @@ def test_the_command_says_what_does_not_fit_and_what_does(capsys: pytest.Capture
     ],
 )
 def test_wrong_options_are_named(capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str) -> None:
-    code, _, err = _plan(capsys, *more)
-    assert code == 2
+    code, out, err = _plan(capsys, *more)
+    assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_name_in_capitals_is_the_same_gpu() -> None:
+    assert find_gpu("H100") is GPUS["h100"]
+
+
+def test_a_number_of_gpus_that_nothing_fits_is_told_the_next_lower_that_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = _plan(capsys, "--gpus", "9", "--gpu", "h200", "train.global_batch=16")
+    assert (code, out) == (2, "")
+    layout = err.split("with 8 GPUs, the fastest layout that fits: ")[1].split()
+    code, _, err = _plan(capsys, "--gpus", "8", "--gpu", "h200", "train.global_batch=16", *layout)
+    assert (code, err) == (0, "")
 
 
 def test_the_page_shows_what_the_command_prints() -> None:

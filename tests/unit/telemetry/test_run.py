@@ -166,7 +166,9 @@ telemetry = Telemetry(config, writes=True, first_step=10)
 telemetry.say("a greeting [with brackets]")
 telemetry.log(20, {"loss": 2.5, "grad_norm": 1.0, "loss/ocr/thinking": 7.75})
 telemetry.warn("a warning")
-telemetry.log(100, {"loss": 1.5, "grad_norm": 1.0, "reward": 0.75, "reward/thinking": 1.0, "heldout/think_rate": 0.5})
+telemetry.log(100, {"loss": 1.5, "grad_norm": 1.0, "reward": 0.75, "reward/thinking": 1.0,
+    "heldout/accuracy": 0.25, "heldout/think_rate": 0.5, "validation/loss": 1.25})
+telemetry.done("the next command")
 telemetry.close()
 """
 
@@ -174,10 +176,13 @@ telemetry.close()
 def test_plain_lines_where_nobody_looks(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", SHOW, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    greeting, first, last = result.stdout.splitlines()
+    greeting, first, last, end = result.stdout.splitlines()
     assert greeting == "a greeting [with brackets]"
     assert first.startswith("tiny  step 20/100  loss 2.5  grad_norm 1  0:00:0")
-    assert "loss 1.5  reward 0.75  heldout/think_rate 0.5  grad_norm 1" in last
+    figures = "loss 1.5  validation/loss 1.25  reward 0.75  heldout/accuracy 0.25  heldout/think_rate 0.5  grad_norm 1"
+    assert figures in last
+    figures = "loss 1.5, validation/loss 1.25, reward 0.75, heldout/accuracy 0.25, heldout/think_rate 0.5"
+    assert end == f"done: {tmp_path} (step 100, {figures}); next: the next command"
     assert last.endswith("(0:00:00 left)")
     assert "\x1b" not in result.stdout
     assert result.stderr == "megatron-mm: a warning\n"
@@ -203,6 +208,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert any("100/100" in line and "loss 1.5" in line for line in lines)
     assert "a greeting [with brackets]" in lines
     assert "megatron-mm: a warning" in lines
+    assert lines[-1].startswith(f"done: {tmp_path} (step 100, loss 1.5, ")
 
 
 WANDB = """
