@@ -43,6 +43,10 @@ _WARM_UP = [
     (r"x \ne 3", r"\binom{5}{2}"),
     ("(x+1)(x-1)", "x^2-1"),
     (r"(1,2)\cup(3,4)", r"(1,2)\cup(3,5)"),
+    ("x<1", r"\{x \mid x \ge 2\}"),
+    # Definitions of units, which take half a second to read.
+    (r"3\sqrt{2} cm", "5 km"),
+    ("25 °C, 10 apples", "5 kg/m^3, three kWh"),
 ]
 
 
