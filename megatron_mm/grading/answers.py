@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megatron_mm.grading.chemistry import equal_chemistry
-from megatron_mm.grading.choices import are_letters, equal_choices, is_letter, letter_of_mark, options_of
+from megatron_mm.grading.choices import are_letters, equal_choices, is_letter, options_of
 from megatron_mm.grading.codes import equal_codes, equal_labels
 from megatron_mm.grading.expressions import equal_expressions, equal_numbers
 from megatron_mm.grading.quantities import Tolerance, is_measured, parse_quantity

@@ -14,7 +14,10 @@ LETTERS = string.ascii_uppercase
 # Letters that stand alone: MMMU has up to nine options, later ones are rather variables.
 _LETTER = "[A-J]"
 _LABEL = rf"(?:[(\[]\s*(?P<inside>{_LETTER}|{_LETTER.lower()})\s*[)\]]|(?P<plain>{_LETTER}|{_LETTER.lower()}))"
-_WORD = r"(?:(?:the\s+|only\s+|i\s+(?:would\s+|will\s+)?(?:choose|pick|select)\s+)?(?:correct\s+)?(?:(?:option|choice|answer|statement)s?\s*(?:is\s*|are\s*)?:?)?\s*)*"
+_WORD = (
+    r"(?:(?:the\s+|only\s+|i\s+(?:would\s+|will\s+)?(?:choose|pick|select)\s+)?(?:correct\s+)?"
+    r"(?:(?:option|choice|answer|statement)s?\s*(?:is\s*|are\s*)?:?)?\s*)*"
+)
 # A letter that is followed by nothing, or by what sets it apart from the first word of a text.
 _LABELLED = re.compile(rf"\s*(?i:{_WORD}){_LABEL}\s*(?:[.):]?\s*\Z|(?:(?<=[)\]])|[.:)])\s*(?P<text>\S.*))\Z", re.DOTALL)
 _SEVERAL = re.compile(
@@ -24,9 +27,6 @@ _SEVERAL_SMALL = re.compile(r"\(?[a-j]\)?(?:\s*+(?:,|;|and|&)(?:\s*and)?\s*+\(?[
 _ANOTHER = re.compile(rf"(?:\b(?:or|and)\b|[,/;])\s*\(?({_LETTER})(?:[.:)]|\Z)")
 _JOINED = re.compile(rf"{_LETTER}{{2,}}")
 _POINT = re.compile(rf"(?:the\s+)?point\s+({_LETTER})", re.IGNORECASE)
-_ALTERNATIVES = re.compile(
-    r"\b(?:or|either|neither|nor|not|except|but|between|maybe|perhaps)\b|n't\b|[或不]", re.IGNORECASE
-)
 _WRONG = re.compile(rf"\(?{_LETTER}\)?\s+(?:is|are|was)\s+(?:wrong|incorrect|not|false)\b", re.IGNORECASE)
 _RIGHT = re.compile(
     rf"\(?(?P<letter>{_LETTER})\)?\s+(?:is|must\s+be)\s+(?:the\s+)?(?:right|correct|true)\b.*", re.DOTALL
@@ -105,7 +105,7 @@ def options_of(question: str) -> dict[str, str]:
             return dict(zip(LETTERS, map(str, ast.literal_eval(listed[1])), strict=False))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pass  # no list of Python's, but text in brackets
-    question = plain_characters(question)
+    question = plain_characters(re.sub("(?<=[A-Za-z])、", ".", question))
     if len(found := _options(question, r"{}[.:)]?\s*", _CIRCLED)) > 1:
         return found
     for mark in _MARKS:

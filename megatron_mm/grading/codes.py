@@ -1,4 +1,4 @@
-"""Codes, plates, seats, versions, telephone numbers, sizes: texts that look like arithmetic, which makes them others."""
+"""Codes, plates, seats, versions, telephone numbers, sizes: texts that look like arithmetic, and are none."""
 
 import re
 

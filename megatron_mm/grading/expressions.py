@@ -51,7 +51,7 @@ _REPLACED = [
     (re.compile(r"(?<!\\)\btriangle\s+(?=[A-Z]{3}\b)"), r"\\triangle "),
     (re.compile(r"(?<!\\)\bangle\s+(?=[A-Z1-9])"), r"\\angle "),
     (re.compile(r"(?<![\\A-Za-z])(?:inf|oo|infinity)(?![A-Za-z])"), r"\\infty "),
-    (re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(\d{1,9})\.(\d{0,9})\\overline\s*\{(\d{1,9})\}"), lambda match: _repeating(*match.groups())),
@@ -345,7 +345,7 @@ def _bracketed(text: str) -> _Parts | None:
     brackets = text[:1] + text[-1:]
     if len(text) < 2 or brackets[0] not in _OPENING or brackets[1] not in _CLOSING or not _is_enclosed(text):
         return None
-    elements = _split(text[1:-1], re.compile(","))
+    elements = _split(text[1:-1], re.compile("[,;]"))
     if brackets in ("{}", _SET):
         return _Parts("{}", tuple(elements))
     return _Parts(brackets, tuple(elements)) if len(elements) > 1 else None
@@ -427,7 +427,8 @@ def _without_unit(text: str) -> tuple[str, Unit | None]:
     if name in ("rad", "radian", "radians"):
         return value, None
     unit = parse_unit(name + (f"^{match['power']}" if match["power"] else ""))
-    if _COMMAND_AHEAD.search(value) or unit is None or is_variable(parsed(name)) and match["plain"] and len(name) == 1:
+    is_letter = match["plain"] is not None and len(name) == 1 and is_variable(parsed(name))
+    if unit is None or is_letter or _COMMAND_AHEAD.search(value):
         return text, None
     return value, unit if unit.dimension and unit.is_known else None
 

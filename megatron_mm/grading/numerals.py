@@ -16,7 +16,7 @@ _ONES = (
 _ONES += (
     "|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|half|quarters?|dozen"
 )
-_ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|[a-z]+teenth|[a-z]+tieth"
+_ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|[a-z]+(?:teen|tie)th"
 _HAS_WORDS = re.compile(rf"\b(?:{_ONES}|{_ORDINALS})\b", re.IGNORECASE)
 _HAS_CHINESE = re.compile("[〇零一二两三四五六七八九十百千半]")
 # What stands in Chinese texts and counts nothing.
@@ -26,7 +26,7 @@ _ARTICLE = re.compile(
     r"\b(?:an?)[ -](?=(?:half|third|quarter|fourth|fifth|sixth|eighth|tenth|hundred|thousand|dozen)\b)"
 )
 _HALVES = [
-    (re.compile(r"\A(?=(?:half|quarter)\b(?!\s+past))"), "one "),
+    (re.compile(r"\A(?=(?:half|quarter)\b(?!\s+(?:past|to)\b))"), "one "),
     (re.compile(r"\b(?:halves|half)\b(?!\s+past)"), "2th"),
     (re.compile(r"\b(?:quarters?)\b(?!\s+(?:past|to)\b)"), "4th"),
 ]

@@ -13,7 +13,7 @@ from megatron_mm.grading.units import PERCENT, Unit, parse_unit, same_money
 
 # A double's range; no answer is larger.
 _MAX_EXPONENT = 308
-# What is left to rounding: math-verify rounds to six digits.
+# What is left to rounding: six digits, as math-verify leaves it.
 ROUNDING = 1e-6
 
 
@@ -156,7 +156,7 @@ def _sum(first: Quantity, second: Quantity) -> Quantity | None:
 
 def _one_quantity(number: re.Match[str], unit_text: str) -> Quantity | None:
     value = _value(number)
-    if value is None:
+    if value is None or unit_text.startswith("."):
         return None
     is_product, other = _LETTER.fullmatch(unit_text) is not None, None
     if (letter := _GLUED.match(unit_text)) is not None:

@@ -21,7 +21,10 @@ _IN_UNIT = [
     re.compile(r"多少(?P<unit>[一-鿿]{1,4}?)(?:[?？。,，]|\Z)"),
 ]
 _PERCENTAGE = re.compile(r"\b(?:what|which|the)\s+(?:is\s+the\s+)?percent(?:age)?\b|百分之几|百分比", re.IGNORECASE)
-_NAME = r"(?P<name>(?:m\s*)?(?:\\(?:angle|triangle|overline|vec)\s*\{?\s*)?(?:\\?[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?\}?)"
+_NAME = (
+    r"(?P<name>(?:m\s*)?(?:\\(?:angle|triangle|overline|vec)\s*\{?\s*)?"
+    r"(?:\\?[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?\}?)"
+)
 _FIND = re.compile(
     r"\b(?i:find|determine|calculate|compute|evaluate|solve\b[^.?]*\bfor|value\s+of|formula\s+for|what\s+is|express)"
     r"\s+(?:the\s+)?(?:[a-z]{3,}\s+(?:of\s+)?)?"

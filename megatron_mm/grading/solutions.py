@@ -1,4 +1,4 @@
-"""Sets of real numbers: intervals, inequalities, set-builder notation, `x \\ne 2`, "all real numbers", "no solution"."""
+"""Sets of real numbers: intervals, inequalities, set-builder notation, "all real numbers", "no solution"."""
 
 import re
 from dataclasses import dataclass

@@ -6,13 +6,19 @@ from collections import Counter
 from megatron_mm.grading.wrappings import FONTS
 
 # No words of a language: functions, names of letters, what joins numbers.
-_MATHEMATICAL = set(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt root lim min max gcd lcm mod det inf"
-    " infinity and alpha beta gamma delta theta lambda sigma omega phi rad angle triangle".split()
+_MATHEMATICAL = frozenset(
+    re.findall(
+        r"\w+",
+        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt root lim min max gcd lcm mod det inf"
+        " infinity and alpha beta gamma delta theta lambda sigma omega phi rad",
+    )
 )
 # Words that are no products: `on` is not `no`. Other letters side by side may be.
 _SHORT_WORDS = frozenset(
-    "no on up us uk am pm ne nw se sw is it in of to at by he me my we go do so an as be or if hi ok".split()
+    re.findall(
+        r"\w+",
+        "no on up us uk am pm ne nw se sw is it in of to at by he me my we go do so an as be or if hi ok",
+    )
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _FORMULA = re.compile(r"[\\^=<>{}|_]|\d\s*[*/]\s*\d")
@@ -21,8 +27,9 @@ _ARTICLE = re.compile(r"\A(?:the|an?)\s+(?=\S)")
 _DIRECTION = re.compile(r"\b(north|south)[ -](east|west)\b")
 _SPELLINGS = [
     (re.compile(r"\bgray(?=\b|ish)"), "grey"), (re.compile(r"\b(col|fav|flav|neighb|harb|hon)or"), r"\1our"),
-    (re.compile(r"\bcenter\b"), "centre"), (re.compile(r"\baluminum\b"), "aluminium"), (re.compile(r"\bsulfur"), "sulphur"),
-    (re.compile(r"\A(?:dne|undefined|none exists)\Z"), "does not exist"),
+    (re.compile(r"\bcenter\b"), "centre"), (re.compile(r"\baluminum\b"), "aluminium"),
+    (re.compile(r"\bsulfur"), "sulphur"),
+    (re.compile(r"\A(?:d\.?n\.?e|undefined|none exists)\Z"), "does not exist"),
 ]  # fmt: skip
 _BULLET = re.compile(r"(?:\A|(?<=\n))\s*(?:[-*•]|\(?\d{1,2}[.)])\s+")
 _BETWEEN = re.compile(
@@ -59,6 +66,7 @@ def equal_words(answer: str, reference: str) -> bool:
 def words(text: str) -> str:
     """Return a text in lower case, with single spaces and without punctuation that says nothing."""
     text = re.sub(rf"\\(?:{'|'.join(FONTS)})\s*\{{([^{{}}]*)\}}", r"\1", text)
+    text = re.sub(r"\\(triangle|angle)(?![A-Za-z])\s*", r"\1 ", text)
     text = re.sub(r"[\"'!?`]|(?<!\d)\.|\.(?!\d)|\\(?=[&%$ ])", "", text.casefold())
     text = re.sub(r"(?<=[一-鿿])\s+(?=[一-鿿])", "", text)
     text = _DIRECTION.sub(r"\1\2", " ".join(text.replace(",", " , ").split()))

@@ -11,10 +11,12 @@ _PAST = re.compile(
     r"(?P<what>half|quarter|\d{1,2})(?:\s+minutes?)?\s+(?P<side>past|to)\s+(?P<hour>\d{1,2})", re.IGNORECASE
 )
 _NAMED = {"noon": "12:00 pm", "midnight": "12:00 am", "midday": "12:00 pm"}
+_ZERO_MINUTES = re.compile(r"\d{1,2}:0\d")
 _OCLOCK = re.compile(r"\s*o'?\s?clock\b", re.IGNORECASE)
 _DATE = re.compile(r"(\d++)\s*+/\s*+(\d++)\s*+/\s*+(\d++)")
 _DATE_FORMATS = [
-    "%B %d %Y", "%b %d %Y", "%d %B %Y", "%d %b %Y", "%Y-%m-%d", "%Y年%m月%d日", "%m月%d日 %Y", "%A %B %d %Y", "%A %d %B %Y",
+    "%B %d %Y", "%b %d %Y", "%d %B %Y", "%d %b %Y", "%Y-%m-%d", "%Y年%m月%d日", "%m月%d日 %Y", "%A %B %d %Y",
+    "%A %d %B %Y",
 ]  # fmt: skip
 
 
@@ -23,17 +25,18 @@ def equal_times(answer: str, reference: str, is_asked: bool) -> bool | None:
 
     A time beside what is none may be a ratio: `6:10` is 3:5, unless a time is asked for or `12:05` cannot be one.
     """
-    given, right = _time(answer, is_asked), _time(reference, is_asked)
+    given, right = _time(answer), _time(reference)
     if right is None:
-        return None
+        # Nor is a ratio written with a zero.
+        return False if given is not None and _ZERO_MINUTES.fullmatch(answer.strip()) else None
     if given is None:
-        return False if is_asked or re.fullmatch(r"\d{1,2}:0\d", reference.strip()) else None
+        return False if is_asked or _ZERO_MINUTES.fullmatch(reference.strip()) else None
     return given == right
 
 
-def _time(text: str, is_asked: bool) -> tuple[int, str, str] | None:
+def _time(text: str) -> tuple[int, str, str] | None:
     """Return hour, the rest, and am or pm, which a time up to 12 o'clock does not have unless it says so."""
-    text = _OCLOCK.sub(" :00" if is_asked else " :00", _NAMED.get(text.strip().lower(), text.strip()))
+    text = _OCLOCK.sub(":00", _NAMED.get(text.strip().lower(), text.strip()))
     if past := _PAST.fullmatch(in_digits(text) if not text[:1].isdigit() else text):
         minutes = {"half": 30, "quarter": 15}.get(past["what"].lower()) or int(past["what"])
         hour = int(past["hour"]) - (past["side"].lower() == "to")

@@ -102,7 +102,8 @@ _CHINESE_UNITS = {
     "公里": "kilometer", "里": "(500 meter)", "公斤": "kilogram", "吨": "metric_ton", "斤": "(500 gram)",
     "小时": "hour", "时": "hour", "分钟": "minute", "分": "minute", "天": "day", "日": "day", "周": "week",
     "星期": "week", "月": "month", "个月": "month", "年": "year", "度": "degree", "摄氏度": "°C", "公顷": "hectare",
-    "弧度": "radian", "元": "CNY", "块": "CNY", "角": "jiao", "美元": "USD", "日元": "JPY", "欧元": "EUR", "英镑": "GBP",
+    "弧度": "radian", "元": "CNY", "块": "CNY", "角": "jiao", "美元": "USD", "日元": "JPY", "欧元": "EUR",
+    "英镑": "GBP",
     "人民币": "CNY", "港元": "HKD", "寸": "(1/30 meter)", "尺": "(1/3 meter)", "毫升": "milliliter",
 }  # fmt: skip
 # Names that pint does not read, or reads as something that answers do not mean (its ton is 2,000 lb).
@@ -209,7 +210,7 @@ def _of_pint(name: str) -> Unit | None:
     registry = _registry()
     try:
         factor, base = registry.get_base_units(name, check_nonmult=False)
-        powers = {one: int(power) for one, power in base._units.items()}  # noqa: SLF001 - the public way formats text
+        powers = {one: int(power) for one, power in base._units.items()}
     except Exception:  # noqa: BLE001 - pint raises of every kind for what is no name
         return None
     if not powers:

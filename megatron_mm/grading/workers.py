@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # what grades needs no pydantic
 
 # Importing takes half a second; a shared file system of a cluster may need a minute.
 _START_SECONDS = 120.0
-# A keeper ends its forks itself; one that is so late is stopped or gone.
-_LATE_SECONDS = 20.0
+# A keeper ends its forks itself; one that is so late is stopped. Far more than a busy machine makes an answer wait.
+_LATE_SECONDS = 600.0
 # Keepers end for no answer's sake. One that is killed is started again; so often in a row, something is wrong.
 _MAX_STARTS = 3
 _MAX_TRIES = 2

@@ -13,13 +13,13 @@ _SAID_BEFORE = re.compile(
     rf"\A(?:(?:(?:so|thus|hence|therefore)\b,?\s*)?{_ANSWER}\s*{_IS}"
     # In bold, with the colon inside or behind.
     rf"|\*\*{_ANSWER}\s*(?:{_IS}\s*\*\*|\*\*\s*{_IS})"
-    r"|(?:correct|solution|ans)\s*[:.]|(?:so|thus|hence|therefore)\b,?(?=\s*[\\$(\d])|about\b|approximately\b|around\b"
+    r"|(?:correct|solution)\s*[:.]|(?:so|thus|hence|therefore)\b,?(?=\s*[\\$(\d])|about\b|approximately\b|around\b"
     r"|roughly\b|≈|~(?=\s*\d)|\\approx(?![a-z])|\\sim(?![a-z])|=|:(?=\s*\S))\s*",
     re.IGNORECASE,
 )
 _SAID_BEFORE_IN_CHINESE = re.compile(
     r"\A(?:(?:因此|所以|故而|综上所述|综上|由此可得|于是)[,:]?\s*)?"
-    r"(?:(?:最终|最后|正确|本题)?的?(?:答案|结果)(?:应?(?:为|是|选)|:)\s*:?|解\s*:|答\s*:|故?应?选(?:择|项)?\s*(?:为|是)?\s*:?|选项)\s*"
+    r"(?:故?(?:最终|最后|正确|本题)?的?(?:答案|结果)(?:应?(?:为|是|选)|:)\s*:?|解\s*:|答\s*:|故?应?选(?:择|项)?\s*(?:为|是)?\s*:?|选项)\s*"
     r"|\A(?:因此|所以|故|综上所述|综上|由此可得|于是|约为|大约|约|共有|共|一共(?:有)?)[,:]?\s*(?=[\dA-Za-z\\$一二三四五六七八九十(])"
 )
 _SAID_BEHIND = re.compile(

@@ -130,10 +130,7 @@ def conversation_of(record: Any, num_pictures: int) -> StoredContent:
         raise Fault("no turn is to be trained")
     questions = place_pictures([turn.segments for turn in asked], num_pictures)
     return StoredContent(
-        tuple(
-            StoredTurn(question, *_response(turn), turn.trained)
-            for question, turn in zip(questions, answered, strict=True)
-        ),
+        tuple(StoredTurn(question, *_response(turn), turn.trained) for question, turn in zip(questions, answered, strict=True)),
         # An empty one is how some files say that there is none.
         system or None,
     )

@@ -81,9 +81,7 @@ def test_other_files_are_stored_as_what_vllm_would_see(content: bytes, expected:
 
 
 @pytest.mark.parametrize(
-    ("form", "dtype"),
-    [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)],
-    ids=["PNG", "TIFF", "TIFF, 32 bits"],
+    ("form", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)], ids=["PNG", "TIFF", "TIFF, 32 bits"]
 )
 @pytest.mark.parametrize(("bits", "scale"), [(16, 257.0), (12, 4095 / 255), (10, 1023 / 255), (8, 1.0)])
 def test_larger_integers_keep_their_brightness(form: str, dtype: type, bits: int, scale: float) -> None:

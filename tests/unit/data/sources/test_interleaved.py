@@ -63,10 +63,7 @@ BAD = [
     ({"texts": ["x"], "images": ["1.jpg"]}, "place 1 has both a text and a picture"),
     ({"texts": [3], "images": [None]}, "text 1 is int, not text"),
     ({"texts": [None, " "], "images": ["1.jpg", None]}, "no text"),
-    (
-        {"texts": ["x", None], "images": [None, "../1.jpg"]},
-        "picture path '../1.jpg' leaves ROOT; set the source's pictures to the directory that it lies in",
-    ),
+    ({"texts": ["x", None], "images": [None, "../1.jpg"]}, "picture path '../1.jpg' leaves ROOT; set the source's pictures to the directory that it lies in"),
     ({"text_list": ["x"], "image_info": [_info("1.jpg", 1)]}, "picture 1 matches text 1 of 1 texts"),
     ({"text_list": ["x"], "image_info": [_info("1.jpg", True)]}, "picture 1 matches text True of 1 texts"),
     ({"text_list": ["x"], "image_info": [_info(None, 0)]}, "a picture is given as NoneType, not as a path"),

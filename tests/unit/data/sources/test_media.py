@@ -44,18 +44,7 @@ def _sample(path: Path, record: dict[str, Any], **settings: Any) -> RawSample:
     return found
 
 
-FIELDS = (
-    "image_path",
-    "img",
-    "Image",
-    "IMAGES",
-    "picture",
-    "image_file",
-    "imagePath",
-    "image_url",
-    "photo",
-    "img_paths",
-)
+FIELDS = ("image_path", "img", "Image", "IMAGES", "picture", "image_file", "imagePath", "image_url", "photo", "img_paths")
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "picture_file_name", "image-file", "pics"])
@@ -66,9 +55,7 @@ def test_pictures_under_other_names_are_found(tmp_path: Path, field: str, value:
     assert _sample(tmp_path, _said("q", **{field: value})).content.turns[0].question == [0, "\nq"]
 
 
-@pytest.mark.parametrize(
-    "field", ["image_size", "image_id", "imagery", "caption", "pictured", "epic", "topic", "img_width"]
-)
+@pytest.mark.parametrize("field", ["image_size", "image_id", "imagery", "caption", "pictured", "epic", "topic", "img_width"])
 def test_other_fields_are_no_pictures(tmp_path: Path, field: str) -> None:
     assert _sample(tmp_path, _said("q", **{field: "some words"})).pictures == ()
 
@@ -206,9 +193,7 @@ def test_parts_that_cannot_be_used(tmp_path: Path, record: dict[str, Any]) -> No
 def test_thoughts_become_reasoning(
     tmp_path: Path, answer: str, of_answer: dict[str, Any], record: dict[str, Any], reasoning: str | None
 ) -> None:
-    assert _sample(tmp_path, _said("q", answer, of_answer, **record)).content.turns == (
-        StoredTurn(["q"], "a", reasoning),
-    )
+    assert _sample(tmp_path, _said("q", answer, of_answer, **record)).content.turns == (StoredTurn(["q"], "a", reasoning),)
 
 
 @pytest.mark.parametrize(
