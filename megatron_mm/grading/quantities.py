@@ -103,8 +103,6 @@ def _means_the_same(one: Unit, other: Unit) -> bool:
     """Whether two units that cannot be converted are other names of the same: ¥ and yuan, `boxes` and `个`."""
     if same_money(one, other):
         return True
-    if pounds := [unit for unit in (one, other) if unit.dimension == {"GBP": 1} and unit.factor == 1]:
-        return (other if pounds[0] is one else one) == parse_unit("pounds")
     # What is counted is a word in another language.
     is_chinese = [re.fullmatch("[一-鿿]+", "".join(unit.dimension)) is not None for unit in (one, other)]
     return not (one.is_known or other.is_known) and is_chinese[0] != is_chinese[1]
@@ -166,6 +164,8 @@ def _one_quantity(number: re.Match[str], unit_text: str) -> Quantity | None:
         else:
             other = _quantity(scaled, rest, _place(number))
     unit_text = unit_text.strip()
+    if unit_text in ("pound", "pounds"):
+        other = _quantity(value, "GBP", _place(number))
     currency = (number["currency"] or "").strip()
     if currency and unit_text.startswith("/"):
         unit_text = f"{currency}{unit_text}"

@@ -20,7 +20,7 @@ _NOTHING = re.compile(
     re.IGNORECASE,
 )
 _EVERYTHING = re.compile(
-    r"\A(?:all|any|every)\s+(?:the\s+)?real(?:\s+numbers?)?(?:\s+[a-z](?![a-z]))?(?P<rest>.*)\Z|\A(?:一切|全体|所有|任意)实数\Z",
+    r"\A(?:all|any|every)\s+(?:the\s+)?real(?:s|\s+numbers?)?(?:\s+[a-z](?![a-z]))?(?P<rest>.*)\Z|\A(?:一切|全体|所有|任意)实数\Z",
     re.IGNORECASE,
 )
 _EXCEPT = re.compile(r"\A\s*(?:except(?:\s+for)?|but|other\s+than|excluding)\s*(?P<what>.+)\Z", re.IGNORECASE)

@@ -77,7 +77,7 @@ CURRENCIES: dict[str, Unit] = {
     **dict.fromkeys(("₩", "KRW", "won"), _money("KRW")),
     **dict.fromkeys(("₽", "RUB", "rouble", "ruble"), _money("RUB")),
 }
-# ¥ and "yen" are written for the money of Japan and of China, a pound may be a weight.
+# ¥ and "yen" are written for the money of Japan and of China.
 _SAME_MONEY = {"¥": ("JPY", "CNY")}
 _CHINESE_PREFIXES = {
     "毫": "milli",

@@ -16,7 +16,7 @@ PAIRS = [
     json.loads(line) for line in (Path(__file__).with_name("pairs.jsonl")).read_text(encoding="utf-8").splitlines()
 ]
 # Of issue and docs: what the set must hold, and how well the grader must agree with it.
-MIN_PAIRS, MIN_UNEQUAL_SHARE, MIN_AGREEMENT, MAX_FALSE_PAY = 300, 0.4, 0.99, 0.003
+MIN_PAIRS, MIN_UNEQUAL_SHARE, MIN_AGREEMENT, MAX_FALSE_PAY = 300, 0.4, 0.995, 0.003
 
 
 def test_the_labelled_set_is_what_it_says() -> None:
@@ -37,6 +37,7 @@ def test_the_grader_agrees_with_the_labels() -> None:
             wrong.append(pair)
             print("disagrees:", json.dumps(pair, ensure_ascii=False))
     assert 1 - len(wrong) / len(PAIRS) >= MIN_AGREEMENT
+    assert sum(not pair["equal"] for pair in wrong) / sum(not pair["equal"] for pair in PAIRS) <= MAX_FALSE_PAY
 
 
 @pytest.mark.parametrize("kind", KINDS)
