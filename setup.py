@@ -26,8 +26,13 @@ BASE = [
     "numba>=0.60",
     # Data sets behind a URL.
     "fsspec>=2024.6",
-    # Mathematical equivalence of answers. Exact: what counts as right must not change with an upgrade.
-    "math-verify==0.9.0",
+    # What answers mean: LaTeX, units, numbers in English and Chinese words. Exact: what counts as right must not change
+    # with an upgrade.
+    "latex2sympy2_extended[antlr4_13_2]==1.11.0",
+    "sympy==1.14.0",
+    "pint==0.25.3",
+    "text2num==3.1.0",
+    "cn2an==0.5.24",
     "rich>=13",
     "tensorboard>=2.16",
     "wandb>=0.18",

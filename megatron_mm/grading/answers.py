@@ -1,15 +1,24 @@
-"""Is an answer right? One question, asked in several ways: the kinds of answers, by name."""
+"""Is an answer right? One question, asked in several ways: the kinds of answers, by name.
+
+docs/rewards.md says in which order an answer of kind `auto` is judged.
+"""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from megatron_mm.chat.modes import bare_answer
-from megatron_mm.grading.characters import plain_characters
-from megatron_mm.grading.choices import FONTS, are_letters, equal_choices, is_letter, options_of
-from megatron_mm.grading.expressions import equal_expressions
-from megatron_mm.grading.formats import last_box
-from megatron_mm.grading.quantities import Tolerance, equal_quantities, parse_quantity
+from megatron_mm.grading.chemistry import equal_chemistry
+from megatron_mm.grading.choices import are_letters, equal_choices, is_letter, options_of
+from megatron_mm.grading.codes import equal_codes, equal_labels
+from megatron_mm.grading.expressions import equal_expressions, equal_numbers
+from megatron_mm.grading.quantities import Tolerance, is_measured, parse_quantity
+from megatron_mm.grading.question import Asked
+from megatron_mm.grading.sentences import holds_words, named, value_in
+from megatron_mm.grading.solutions import equal_solutions
+from megatron_mm.grading.texts import are_short_words, equal_word_lists, equal_words, is_text, items
+from megatron_mm.grading.times import equal_dates, equal_times
+from megatron_mm.grading.wrappings import bare
+from megatron_mm.grading.written import equal_as_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +26,7 @@ class Expected:
     """What an answer is compared with.
 
     Attributes:
-        question: options of a multiple choice are looked for in it.
+        question: what it asks for is looked for in it: options, a unit, a name, an order.
     """
 
     reference: str
@@ -39,7 +48,7 @@ def equal(answer: str, expected: Expected, kind: str = "auto") -> bool:
 
 
 def settled(answer: str, expected: Expected, kind: str = "auto") -> bool | None:
-    """What `equal` says where that takes no time: of the same text, and of two plain integers; None otherwise."""
+    """Return what `equal` says where that takes no time: of the same text, and of two plain integers; else None."""
     if not answer.strip():
         return False
     if exact_match(answer, expected.reference):
@@ -56,16 +65,17 @@ def _exact(answer: str, expected: Expected) -> bool:
 
 
 def _text(answer: str, expected: Expected) -> bool:
-    return _words(answer) == _words(expected.reference)
+    return equal_words(bare(answer), bare(expected.reference))
 
 
 def _number(answer: str, expected: Expected) -> bool:
-    given, right = parse_quantity(bare(answer)), parse_quantity(bare(expected.reference))
-    return given is not None and right is not None and equal_quantities(given, right, expected.tolerance)
+    given, right = bare(answer), bare(expected.reference)
+    return equal_numbers(given, right, expected.tolerance, Asked.of(expected.question)) is True
 
 
 def _math(answer: str, expected: Expected) -> bool:
-    return equal_expressions(bare(answer), bare(expected.reference), expected.tolerance)
+    asked = Asked.of(expected.question)
+    return equal_expressions(bare(answer), bare(expected.reference), expected.tolerance, asked)
 
 
 def _choice(answer: str, expected: Expected) -> bool:
@@ -75,20 +85,66 @@ def _choice(answer: str, expected: Expected) -> bool:
     return equal_choices(bare(answer), bare(expected.reference), options_of(expected.question), same)
 
 
-def _plain(answer: str, expected: Expected) -> bool:
-    """What is no choice: words as text, everything else as mathematics."""
-    given, right = bare(answer), bare(expected.reference)
-    is_text = _TEXT.fullmatch(right) and parse_quantity(right) is None and right.casefold() not in _INFINITY
-    if is_text or not _SHORT_WORDS.isdisjoint((given.casefold(), right.casefold())):
-        return _text(answer, expected)
-    return _math(answer, expected)
-
-
 def _auto(answer: str, expected: Expected) -> bool:
     given, right = bare(answer), bare(expected.reference)
+    options = options_of(expected.question)
     # `A,B` for AB; two that are alike may be products or lists.
-    is_choice = is_letter(right) or bool(options_of(expected.question)) or are_letters(given, right)
-    return _choice(answer, expected) if is_choice else _plain(answer, expected)
+    is_choice = is_letter(right) or are_letters(given, right)
+    if is_choice or options:
+        return _choice(answer, expected)
+    return _plain(answer, expected)
+
+
+def _plain(answer: str, expected: Expected) -> bool:
+    """Whether an answer that is no choice is right; the first judge that knows what the reference is decides."""
+    given, right, asked = bare(answer), bare(expected.reference), Asked.of(expected.question)
+    if not re.search(r"\w|\{\s*\\?\}", given):
+        return exact_match(answer, expected.reference)
+    judges: list[Callable[[], bool | None]] = [
+        lambda: _read_off(given, right, expected, asked),
+        lambda: equal_times(given, right, asked.is_time),
+        lambda: equal_dates(given, right),
+        lambda: equal_chemistry(given, right),
+        lambda: equal_labels(given, right),
+        lambda: _words_of(given, right, expected, asked),
+    ]
+    for judge in judges:
+        if (is_equal := judge()) is not None:
+            return is_equal
+    if equal_expressions(named(given), named(right), expected.tolerance, asked):
+        return True
+    # The one value that a sentence holds.
+    value = value_in(given) if parse_quantity(given) is None or not is_measured(parse_quantity(given)) else None
+    return value is not None and value != given and _plain(value, expected)
+
+
+def _read_off(given: str, right: str, expected: Expected, asked: Asked) -> bool | None:
+    if not asked.read_off:
+        return None
+    return equal_codes(given, right, expected.question, asked.keeps_case)
+
+
+def _words_of(given: str, right: str, expected: Expected, asked: Asked) -> bool | None:
+    """Whether a reference in words is what an answer says; None where it is no words."""
+    is_short = are_short_words(given, right)
+    if asked.keeps_case and re.fullmatch(r"[A-Za-z]+", right):
+        return given == right
+    if re.fullmatch(r"[A-Z]{2,3}", right) and re.fullmatch(r"[A-Za-z]{2,3}", given) and not is_short:
+        return given == right or (given[::-1] == right and asked.is_segment)
+    if not (is_short or is_text(right)) or parse_quantity(right) is not None:
+        return None
+    if equal_words(given, right):
+        return True
+    # `18-24 years`
+    if (is_equal := equal_as_written(given, right)) is not None:
+        return is_equal
+    if (is_equal := equal_solutions(given, right)) is not None:
+        return is_equal
+    if (is_equal := equal_word_lists(given, right, asked.in_order)) is not None:
+        return is_equal
+    if len(items(given)) == 1 and equal_words(items(given)[0], right):
+        return True
+    return holds_words(given, right, expected.question) and not is_letter(right)
 
 
 KINDS: dict[str, Callable[[str, Expected], bool]] = {
@@ -100,48 +156,4 @@ KINDS: dict[str, Callable[[str, Expected], bool]] = {
     "auto": _auto,
 }
 
-_INTEGER = re.compile(r"[0-9]{1,18}")
-_ANSWER = r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice)"
-_IS = r"(?:is\b\s*:?|:)"
-_SAID_BEFORE = re.compile(
-    rf"\A(?:(?:(?:so|thus|hence|therefore)\b,?\s*)?{_ANSWER}\s*{_IS}"
-    # In bold, with the colon inside or behind.
-    rf"|\*\*{_ANSWER}\s*(?:{_IS}\s*\*\*|\*\*\s*{_IS})"
-    r"|about\b|approximately\b|≈|\\approx(?![a-z])|=)\s*",
-    re.IGNORECASE,
-)
-# A word of three letters or more, and nothing that counts or computes.
-_TEXT = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_][^\d_\\$^=<>+*/{}()\[\]|]*", re.DOTALL)
-_INFINITY = ("inf", "infinity")
-# Words that are no products: `on` is not `no`. Other letters side by side may be.
-_SHORT_WORDS = frozenset(["no", "on", "up", "us", "uk", "am", "pm", "ne", "nw", "se", "sw"])
-_ARTICLE = re.compile(r"\A(?:the|an?)\s+(?=\S)")
-_AROUND = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")]
-_AROUND += [(rf"\{font}{{", "}") for font in FONTS]
-_HALF_DAY = re.compile(r"\b([ap])\.m\b\.?", re.IGNORECASE)
-# More layers than this nobody writes.
-_MAX_LAYERS = 8
-
-
-def bare(text: str) -> str:
-    """An answer or reference without tags, `$..$`, `\\boxed{..}`, bold, "The answer is" and a full stop."""
-    text = plain_characters(text)
-    for _ in range(_MAX_LAYERS):
-        before = text
-        text = _SAID_BEFORE.sub("", bare_answer(text))
-        text = text.removesuffix(".").rstrip() if not text.endswith("..") else text
-        for opening, closing in _AROUND:
-            inside = text.removeprefix(opening).removesuffix(closing)
-            # Not the sign of dollars.
-            marks = inside.replace(r"\$", "")
-            if len(inside) == len(text) - len(opening + closing) and closing not in marks and opening not in marks:
-                text = inside.strip()
-        text = last_box(text) or text
-        if text == before:
-            break
-    return _HALF_DAY.sub(r"\1m", text)
-
-
-def _words(text: str) -> str:
-    text = re.sub(rf"\\(?:{'|'.join(FONTS)})\s*\{{([^{{}}]*)\}}", r"\1", bare(text))
-    return _ARTICLE.sub("", " ".join(text.casefold().split()).rstrip(".!"))
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,17}")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # what grades needs no pydantic
 _MAX_REPLY_BYTES = 4096
 _MAX_NOTE_CHARS = 300
 _OUT_OF_MEMORY_CODE = 3
+# How often a fork is looked at that has had its time by the clock.
+_LOOK_AGAIN_SECONDS = 0.5
 # What the parser has met once it reads five times as fast the next time, and forks know what the keeper knows.
 _WARM_UP = [
     (r"\frac{x^2-1}{\sqrt{2}}+3i", "1/2"),
@@ -43,6 +45,10 @@ _WARM_UP = [
     (r"x \ne 3", r"\binom{5}{2}"),
     ("(x+1)(x-1)", "x^2-1"),
     (r"(1,2)\cup(3,4)", r"(1,2)\cup(3,5)"),
+    ("x<1", r"\{x \mid x \ge 2\}"),
+    # Definitions of units, which take half a second to read.
+    (r"3\sqrt{2} cm", "5 km"),
+    ("25 °C, 10 apples", "5 kg/m^3, three kWh"),
 ]
 
 
@@ -53,7 +59,8 @@ class Limits:
     Attributes:
         cpu_seconds: processor time. It does not grow where the machine is busy, so a right answer is not taken for one
             that hangs; answers of people take a tenth of a second at most.
-        wall_seconds: for those that wait instead of computing, which only a plug-in can.
+        wall_seconds: by the clock, for one that sleeps when they are over, which only a plug-in does. One that has
+            something to compute is given as long as the machine makes it wait for a processor.
         memory_bytes: beyond what the keeper itself has.
         answer_chars: longer answers are not looked at: MATH's longest reference has 159 characters.
         response_chars: the same for whole responses, which plug-ins get; 16K tokens have about 64,000.
@@ -164,8 +171,7 @@ def grade_in_fork(judge: Plugin, task: list[str], limits: Limits) -> Verdict:
         _grade(judge, task, limits, keeper, child_end)
     os.close(child_end)
     try:
-        # A pipe is also ready when its other end is closed.
-        in_time = bool(select.select([end], [], [], limits.wall_seconds)[0])
+        in_time = _is_done(end, child, limits.wall_seconds)
         reply = os.read(end, _MAX_REPLY_BYTES) if in_time else b""
     finally:
         os.close(end)
@@ -174,6 +180,20 @@ def grade_in_fork(judge: Plugin, task: list[str], limits: Limits) -> Verdict:
     value, failure, note = _outcome(reply, status, in_time)
     spent = usage.ru_utime + usage.ru_stime
     return Verdict(value, failure, note, "", spent, time.monotonic() - started, usage.ru_maxrss * 1024)
+
+
+def _is_done(pipe: int, child: int, wall_seconds: float) -> bool:
+    """Wait until a fork has answered or ended; False for one that sleeps when its time by the clock is over."""
+    seconds = wall_seconds
+    # A pipe is also ready when its other end is closed.
+    while not select.select([pipe], [], [], seconds)[0]:
+        # "pid (name) state ...": S sleeps and T is stopped. What runs, or waits for a processor or a disk, is
+        # ended by its processor time.
+        state = Path(f"/proc/{child}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        if state in "ST":
+            return False
+        seconds = _LOOK_AGAIN_SECONDS
+    return True
 
 
 def _grade(judge: Plugin, task: list[str], limits: Limits, keeper: int, pipe: int) -> NoReturn:

@@ -26,10 +26,10 @@ from megatron_mm.grading.rewards import Failure, Grade, RewardSpec, Submission
 if TYPE_CHECKING:  # what grades needs no pydantic
     from megatron_mm.config.schema import RewardConfig
 
-# Importing takes half a second; a shared file system of a cluster may need a minute.
-_START_SECONDS = 120.0
-# A keeper ends its forks itself; one that is so late is stopped or gone.
-_LATE_SECONDS = 20.0
+# Importing and reading units takes four seconds of a processor; a shared file system or a crowded machine, minutes.
+_START_SECONDS = 600.0
+# A keeper ends its forks itself; one that is so late is stopped. Far more than a busy machine makes an answer wait.
+_LATE_SECONDS = 600.0
 # Keepers end for no answer's sake. One that is killed is started again; so often in a row, something is wrong.
 _MAX_STARTS = 3
 _MAX_TRIES = 2

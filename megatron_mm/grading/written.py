@@ -1,12 +1,13 @@
-"""What is no sum although it looks like one: ranges, scores, dates, times, addresses, numbers in a base, formulas.
+"""What is no sum although it looks like one: ranges, scores, ratios in words, numbers in a base, remainders.
 
-`10-20` is not -10, `5/12/2020` no quotient and `3_7` no variable: computed, answers would be equal that have nothing to
-do with each other. They are compared as they are written, up to what is another way to write the same.
+`10-20` is not -10 and `3_7` no variable: computed, answers would be equal that have nothing to do with each other. They
+are compared as they are written, up to what is another way to write the same.
 """
 
 import re
 
-from megatron_mm.grading.quantities import MAGNITUDES, Unit, parse_unit, plain_text
+from megatron_mm.grading.quantities import MAGNITUDES, plain_text
+from megatron_mm.grading.units import Unit, parse_unit
 
 # Not the sign of a power.
 _JOINT = re.compile(r"(?<!\^)-{1,3}|\bto\b")
@@ -19,11 +20,13 @@ _PIECE = re.compile(
     r"(?P<behind>\s*+(?:(?P<letter>[A-Za-z])\Z|[^\d\s].*+))?",
     re.DOTALL,
 )
-_TIME = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d\d){0,2}+)\s*+(?P<half>(?i:[ap]m))?")
-_DATE = re.compile(r"(\d++)\s*+/\s*+(\d++)\s*+/\s*+(\d++)")
-_ADDRESS = re.compile(r"\d++(?:\.\d++){2,}+")
 _IN_BASE = re.compile(r"\(?(?P<digits>[0-9A-F.]++)\)?_\(?(?P<base>\d{1,2})\)?")
-_FORMULA = re.compile(r"(?=[A-Z])(?:[A-Z][a-z]?(?:_?\d++)?|\(|\)(?:_?\d++)?)++")
+_REMAINDER = re.compile(
+    r"(?:quotient\D{0,6})?(\d+)\s*(?:,?\s*(?:and\s+)?(?:remainder\D{0,6}|[Rr]\.?\s?)|\.{3,6}\s*|余)\s*(\d+)"
+)
+_RATIO_IN_WORDS = re.compile(r"(\d+(?:\.\d+)?)\s+to\s+(\d+(?:\.\d+)?)")
+_PROPORTION = re.compile(r"\d{1,9}(?::\d{1,9}){2,8}")
+_RATIO = re.compile(r"\d+(?:\.\d+)?\s*:\s*\d+(?:\.\d+)?")
 
 
 # A number of a range as text, and its unit.
@@ -33,10 +36,23 @@ _Piece = tuple[str, Unit | None]
 def equal_as_written(answer: str, reference: str) -> bool | None:
     """Whether two are the same that are not to be computed; None where neither is such."""
     given, right = plain_text(answer), plain_text(reference)
-    for compare in (_equal_in_base, _equal_formulas, _equal_times, _equal_numerals, _equal_ranges):
+    if _RATIO.fullmatch(right):
+        given = _RATIO_IN_WORDS.sub(r"\1:\2", given)
+        # A ratio that is left may be reduced.
+        return True if given == right else None
+    if _RATIO.fullmatch(given) and _RATIO_IN_WORDS.fullmatch(right):
+        return _RATIO_IN_WORDS.sub(r"\1:\2", right) == re.sub(r"\s", "", given)
+    for compare in (_equal_in_base, _equal_remainders, _equal_proportions, _equal_ranges):
         if (is_equal := compare(given, right)) is not None:
             return is_equal
     return None
+
+
+def _equal_remainders(answer: str, reference: str) -> bool | None:
+    given, right = (_REMAINDER.fullmatch(text.strip()) for text in (answer, reference))
+    if right is None:
+        return None
+    return given is not None and given.groups() == right.groups()
 
 
 def _equal_in_base(answer: str, reference: str) -> bool | None:
@@ -57,43 +73,15 @@ def _in_base(text: str) -> tuple[str, int] | None:
     return (digits, base) if is_number else None
 
 
-def _equal_formulas(answer: str, reference: str) -> bool | None:
-    """Formulas of chemistry: `H_2O` is H2O, but not HO2."""
-    if not (_is_formula(answer) and _is_formula(reference)):
+def _equal_proportions(answer: str, reference: str) -> bool | None:
+    """Whether two ratios of three numbers or more are the same up to a factor."""
+    given, right = (_PROPORTION.fullmatch(re.sub(r"\s", "", text)) for text in (answer, reference))
+    if right is None:
         return None
-    if answer.replace("_", "") == reference.replace("_", ""):
-        return True
-    # A_1B_1 may be a product or the segment B_1A_1; nobody writes a product as A1B1.
-    return False if re.search(r"[A-Za-z]\d", answer + " " + reference) else None
-
-
-def _is_formula(text: str) -> bool:
-    return _FORMULA.fullmatch(text) is not None and re.search(r"\d", text) is not None
-
-
-def _equal_times(answer: str, reference: str) -> bool | None:
-    """Two times; a time beside what is none may be a ratio: `6:10` is 3:5."""
-    given, right = _time(answer), _time(reference)
-    return given == right if given and right else None
-
-
-def _time(text: str) -> str | None:
-    match = _TIME.fullmatch(text)
-    if match is None or not (match["rest"] or match["half"]):
-        return None
-    return f"{int(match['hour'])}{match['rest'] or ':00'}{(match['half'] or '').lower()}"
-
-
-def _equal_numerals(answer: str, reference: str) -> bool | None:
-    given, right = _numerals(answer), _numerals(reference)
-    return given == right if given or right else None
-
-
-def _numerals(text: str) -> list[str] | None:
-    """Those of a date, without zeros ahead, or of an address or version."""
-    if date := _DATE.fullmatch(text):
-        return ["/", *(part.lstrip("0") for part in date.groups())]
-    return text.split(".") if _ADDRESS.fullmatch(text) else None
+    if given is None:
+        return False
+    first, second = ([int(part) for part in match[0].split(":")] for match in (given, right))
+    return len(first) == len(second) and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
 
 
 def _equal_ranges(answer: str, reference: str) -> bool | None:

@@ -16,7 +16,7 @@ PAIRS = [
     json.loads(line) for line in (Path(__file__).with_name("pairs.jsonl")).read_text(encoding="utf-8").splitlines()
 ]
 # Of issue and docs: what the set must hold, and how well the grader must agree with it.
-MIN_PAIRS, MIN_UNEQUAL_SHARE, MIN_AGREEMENT = 300, 0.4, 0.99
+MIN_PAIRS, MIN_UNEQUAL_SHARE, MIN_AGREEMENT, MAX_FALSE_PAY = 300, 0.4, 0.995, 0.003
 
 
 def test_the_labelled_set_is_what_it_says() -> None:
@@ -37,6 +37,7 @@ def test_the_grader_agrees_with_the_labels() -> None:
             wrong.append(pair)
             print("disagrees:", json.dumps(pair, ensure_ascii=False))
     assert 1 - len(wrong) / len(PAIRS) >= MIN_AGREEMENT
+    assert sum(not pair["equal"] for pair in wrong) / sum(not pair["equal"] for pair in PAIRS) <= MAX_FALSE_PAY
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,8 +71,9 @@ def test_exact_match_minds_only_white_space() -> None:
         # The reference's unit is the tolerance's.
         ("2.26 cm", "0.02262 m", Tolerance(absolute=0.02), True),
         ("0.02262 m", "2.26 cm", Tolerance(absolute=0.001), False),
-        ("0.333333", "1/3", Tolerance(), True),
-        ("0.33333", "1/3", Tolerance(), False),
+        ("0.3333333", "1/3", Tolerance(), True),
+        ("0.333333", "1/3", Tolerance(), False),
+        ("1234567.0", "1234568", Tolerance(), False),
         # Counts are exact, whatever is allowed.
         ("2023", "2024", Tolerance(relative=0.01), False),
         ("1/3", "1/4", Tolerance(absolute=1.0), False),
@@ -165,7 +167,7 @@ def test_units(answer: str, reference: str, is_equal: bool) -> None:
     assert equal(answer, Expected(reference), "number") == is_equal
 
 
-@given(st.integers(0, 120), st.integers(0, 120), st.sampled_from(sorted(KINDS)), st.sampled_from(["{}", " {} ", "0{}"]))
+@given(st.integers(0, 120), st.integers(0, 120), st.sampled_from(sorted(KINDS)), st.sampled_from(["{}", " {} "]))
 def test_what_is_settled_at_once_is_what_the_comparison_says(one: int, other: int, kind: str, form: str) -> None:
     for question in ("How many?", "Which?\nA. 7\nB. 8"):
         expected = Expected(str(other), question)
@@ -177,7 +179,7 @@ def test_what_is_settled_at_once_is_what_the_comparison_says(one: int, other: in
 
 @pytest.mark.parametrize(
     ("answer", "reference"),
-    [("7.0", "7"), ("7", "7.0"), ("-7", "7"), ("7" * 19, "7"), ("\N{ARABIC-INDIC DIGIT SEVEN}", "7")],
+    [("7.0", "7"), ("7", "7.0"), ("-7", "7"), ("07", "7"), ("7" * 19, "7"), ("\N{ARABIC-INDIC DIGIT SEVEN}", "7")],
 )
 def test_what_is_no_plain_integer_is_not_settled(answer: str, reference: str) -> None:
     assert settled(answer, Expected(reference)) is None

@@ -18,7 +18,7 @@ from megatron_mm.grading.characters import plain_characters
         ("a₁₀²", "a_{10}^2"),
         ("3–5 — −7", "3-5 - -7"),
         ("∠A = 20 ℃", r"\angle A = 20 °C"),
-        ("½ é 七 \U0001f600", "½ é 七 \U0001f600"),
+        ("½ 3⅛ é 七 \U0001f600", "1/2 3 1/8 é 七 \U0001f600"),
     ],
 )
 def test_plain_characters(text: str, plain: str) -> None:

@@ -103,6 +103,13 @@ def test_a_run_says_what_an_answer_may_take(tmp_path: Path, monkeypatch: pytest.
     assert Limits.of_config(RewardConfig()) == Limits()
 
 
+def test_time_by_the_clock_ends_only_what_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_plugin(tmp_path, monkeypatch, MISDEEDS)
+    with Graders(RewardSpec(name="planted"), 1, Limits(cpu_seconds=5.0, wall_seconds=0.2)) as pool:
+        grades = pool.grade([Submission(f"some {what}", "") for what in ("work", "time")])
+    assert _failures(grades) == [None, Failure.TIMEOUT]
+
+
 def _failures(grades: list[Grade]) -> list[Failure | None]:
     return [grade.failure for grade in grades]
 
@@ -240,7 +247,7 @@ def test_keepers_killed_from_outside_are_started_again(graders: Graders, number:
 
 
 def test_keepers_that_cannot_begin_are_not_started_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "math_verify.py").write_text("raise OSError('disk is gone')\n", encoding="utf-8")
+    (tmp_path / "pint.py").write_text("raise OSError('disk is gone')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match="disk is gone"):
         Graders(RewardSpec(), 2)

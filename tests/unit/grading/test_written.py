@@ -18,11 +18,10 @@ from megatron_mm.grading.written import equal_as_written
         (r"\$10-\$20", "$10-20"),
         ("$10$-$20$", "10-20"),
         ("1990s-2000s", "1990s - 2000s"),
+        ("quotient 7, remainder 3", "7 R 3"),
+        ("4 to 3", "4:3"),
+        ("2:4:6", "1:2:3"),
         ("8 am-5 pm", "8 am - 5 pm"),
-        ("3 pm", "3:00 pm"),
-        ("1 / 2 / 2020", "01/02/2020"),
-        ("C6H12O6", "C_6H_{12}O_6"),
-        ("Ca(OH)2", "Ca(OH)_2"),
     ],
 )
 def test_another_way_to_write_the_same(answer: str, reference: str) -> None:
@@ -41,11 +40,11 @@ def test_another_way_to_write_the_same(answer: str, reference: str) -> None:
         ("1990s-2000s", "1980s-1990s"),
         ("8-9 am", "8-9 pm"),
         ("8-9 am", "8-9"),
-        ("3:30 pm", "3:30"),
         ("555-0123", "555-123"),
         ("3-5", "(3,5)"),
         ("6-5", "1"),
-        ("1.2.3", "6"),
+        ("3 R 7", "7 R 3"),
+        ("2:4:3", "2:3:4"),
     ],
 )
 def test_what_differs_as_it_is_written(answer: str, reference: str) -> None:
