@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ def write_dataset(
     sources: Mapping[str, Sequence[RawSample | Reject]],
     *,
     marks_are_text: bool = False,
-    **settings: object,
+    **settings: Any,
 ) -> Manifest:
     """Prepare samples, one task a source."""
     listed = [SourceConfig(name=name, format="chat", path=directory, marks_are_text=marks_are_text) for name in sources]

@@ -106,7 +106,7 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, sympy.MatrixBase) or isinstance(other, sympy.MatrixBase):
         if not (isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase) and one.shape == other.shape):
             return False
-        return all(_equal(first, second) for first, second in zip(one, other, strict=True))
+        return all(_equal(first, second) for first, second in zip(one.flat(), other.flat(), strict=True))
     if isinstance(one, Relational) or isinstance(other, Relational):
         return isinstance(one, Relational) and isinstance(other, Relational) and _equal_relations(one, other)
     if isinstance(one, sympy.Set) or isinstance(other, sympy.Set):
@@ -141,18 +141,18 @@ def _near(one: Any, other: Any, share: Any) -> bool:
 def _equal_functions(one: Any, other: Any) -> bool:
     """Whether two expressions agree wherever both are real, and at points with positive variables in any case."""
     pairs = list(_values(one, other, variables=one.free_symbols | other.free_symbols))
-    positive = [pair for is_positive, *pair in pairs if is_positive]
-    return len(positive) >= _MIN_POINTS and all(_near(*pair, _NEAR_AT_POINTS) for _, *pair in pairs)
+    num_positive = sum(is_positive for is_positive, _, _ in pairs)
+    return num_positive >= _MIN_POINTS and all(_near(first, second, _NEAR_AT_POINTS) for _, first, second in pairs)
 
 
 def _values(one: Any, other: Any, variables: Iterable[Any]) -> "Iterable[tuple[bool, Any, Any]]":
     """Yield whether the variables are positive, and both values, for each point at which there are such."""
     names = sorted(variables, key=str)
+    both: Any = sympy.Tuple(one, other)
     # Roots and logarithms of negative numbers are left out: there an identity of real numbers need not hold.
-    guarded = [part.base for part in sympy.preorder_traversal(sympy.Tuple(one, other)) if _is_root(part)]
-    guarded += [
-        part.args[0] for part in sympy.preorder_traversal(sympy.Tuple(one, other)) if isinstance(part, sympy.log)
-    ]
+    parts: list[Any] = list(sympy.preorder_traversal(both))
+    guarded = [part.base for part in parts if _is_root(part)]
+    guarded += [part.args[0] for part in parts if isinstance(part, sympy.log)]
     for index, point in enumerate(_POINTS):
         # Fractions that no formula is made for, other ones for each variable.
         chosen = {
@@ -178,7 +178,7 @@ def _is_negative(part: Any, values: dict[Any, Any]) -> bool:
     return not value.is_real or bool(value < 0)
 
 
-def _equal_relations(one: Relational, other: Relational) -> bool:
+def _equal_relations(one: Any, other: Any) -> bool:
     """Whether one equation or inequality is a multiple of the other."""
     if isinstance(one, Eq | Ne) != isinstance(other, Eq | Ne):
         return False
@@ -196,7 +196,7 @@ def _equal_relations(one: Relational, other: Relational) -> bool:
     return all(_near(ratio, ratios[0], _NEAR_AT_POINTS) for ratio in ratios) and (is_equation or bool(ratios[0] > 0))
 
 
-def _difference(relation: Relational) -> Any:
+def _difference(relation: Any) -> Any:
     """Return left less right, the other way round where less than is said."""
     left, right = relation.lhs, relation.rhs
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
@@ -209,7 +209,7 @@ def constant(found: Any) -> Fraction | None:
     try:
         if not isinstance(found, sympy.Expr) or found.free_symbols:
             return None
-        exact = found.doit()
+        exact: Any = found.doit()
         value = exact if exact.is_Rational else exact.evalf(60)
         if not (_is_number(value) and value.is_real):
             return None

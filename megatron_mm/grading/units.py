@@ -126,7 +126,8 @@ _FORCE_WORDS = re.compile(r"\b(?:per|a|each|every)\b(?=\s+[A-Za-z])|每")
 
 @functools.cache
 def _registry() -> Any:  # pint's own type says nothing of Fraction
-    return pint.UnitRegistry(non_int_type=Fraction, cache_folder=None, autoconvert_offset_to_baseunit=True)
+    of_numbers: Any = Fraction
+    return pint.UnitRegistry(non_int_type=of_numbers, cache_folder=None, autoconvert_offset_to_baseunit=True)
 
 
 def parse_unit(text: str) -> Unit | None:

@@ -194,7 +194,7 @@ def test_duplicates_are_counted_and_dropped_on_request(tmp_path: Path, tokenizer
         RawSample("other answer", turn("Which?", "2", num_pictures=1), (picture,)),
         Reject("bad", "reason"),
     ]
-    limits = {"max_rejected": 0.2}
+    limits: dict[str, Any] = {"max_rejected": 0.2}
     kept = write_dataset(tmp_path / "kept", tokenizer, {"a": samples}, **limits)
     assert (kept.duplicates, kept.sources["a"]) == (1, SourceCounts(5, 4, 1, 0, {"a/non_thinking": 4}, {}))
     assert len(Index(tmp_path / "kept" / INDEX)) == 4
@@ -212,7 +212,7 @@ def test_limits_on_records(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         RawSample("long", turn("Which?" * 20, "1")),
         RawSample("missing", turn("Which?", "1", num_pictures=2), (picture,)),
     ]
-    limits = {"max_pictures": 2, "max_text_characters": 99, "max_rejected": 1}
+    limits: dict[str, Any] = {"max_pictures": 2, "max_text_characters": 99, "max_rejected": 1}
     write_dataset(tmp_path / "data", tokenizer, {"a": samples}, **limits)
     rejects = [json.loads(line) for line in (tmp_path / "data" / "rejects.jsonl").read_text().splitlines()]
     assert {reject["origin"]: reject["reason"] for reject in rejects} == {

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_mm.grading.answers import Expected, equal
@@ -26,13 +26,16 @@ def test_variants(kind: str) -> None:
     assert wrong == []
 
 
-@given(st.sampled_from("abcdefghjkmnpqrstuvwxyz"), st.integers(2, 9))
+@settings(deadline=None)
+# Not e: 2e+1 is a number.
+@given(st.sampled_from("abcdfghjkmnpqrstuvwxyz"), st.integers(2, 9))
 def test_a_capital_is_another_variable(letter: str, factor: int) -> None:
     one, other = rf"{factor}{letter}+1", rf"{factor}{letter.upper()}+1"
     assert equal(rf"1+{factor}{letter}", Expected(one))
     assert not equal(other, Expected(one))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 8), st.integers(2, 9))
 def test_white_space_makes_a_mixed_number(whole: int, over: int, under: int) -> None:
     mixed, glued = f"{whole} {over}/{under}", f"{whole}{over}/{under}"
@@ -41,6 +44,7 @@ def test_white_space_makes_a_mixed_number(whole: int, over: int, under: int) -> 
     assert not equal(mixed, Expected(glued))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(20, 300))
 def test_small_values_differ(base: int, power: int) -> None:
     value = rf"\frac{{1}}{{{base}^{{{power}}}}}"
@@ -49,6 +53,7 @@ def test_small_values_differ(base: int, power: int) -> None:
     assert not equal("0", Expected(value))
 
 
+@settings(deadline=None)
 @given(st.integers(-50, 50), st.integers(-50, 50))
 def test_an_equation_says_a_value_only_if_it_is_true(value: int, other: int) -> None:
     assert equal(f"{other}={value}", Expected(str(value))) == (value == other)
@@ -58,6 +63,7 @@ def test_an_equation_says_a_value_only_if_it_is_true(value: int, other: int) -> 
     assert not equal(f"y={value}", Expected(str(value), "Find x."))
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[A-Z]{1,2}[0-9]{1,3}", fullmatch=True))
 def test_codes_are_no_products(code: str) -> None:
     letters, digits = code.rstrip("0123456789"), code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -99,7 +99,11 @@ def cut(name: str) -> Change:
 
 def written(name: str, content: str) -> Change:
     """Put another content into a file."""
-    return lambda directory: (directory / name).write_text(content, encoding="utf-8") and None
+
+    def change(directory: Path) -> None:
+        (directory / name).write_text(content, encoding="utf-8")
+
+    return change
 
 
 def tensors(edit: Callable[[dict[str, torch.Tensor]], None]) -> Change:

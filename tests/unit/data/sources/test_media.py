@@ -70,7 +70,8 @@ def test_pictures_under_other_names_are_found(tmp_path: Path, field: str, value:
     "field", ["image_size", "image_id", "imagery", "caption", "pictured", "epic", "topic", "img_width"]
 )
 def test_other_fields_are_no_pictures(tmp_path: Path, field: str) -> None:
-    assert _sample(tmp_path, _said("q", **{field: "some words"})).pictures == ()
+    record = {**_said("q"), field: "some words"}
+    assert _sample(tmp_path, record).pictures == ()
 
 
 @pytest.mark.parametrize(

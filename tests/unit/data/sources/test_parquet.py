@@ -136,6 +136,7 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_file_with_fewer_rows_than_it_says(tmp_path: Path) -> None:
-    task = ParquetTask(_write(tmp_path / "a.parquet", [_row()] * 5), 2, 9, ("problem", "answer", "images"), tmp_path)
+    file = _write(tmp_path / "a.parquet", [_row()] * 5)
+    task = ParquetTask(file, 2, 9, ("problem", "answer", "images"), tmp_path, 1.0)
     with pytest.raises(InputError, match="it ends before row 9"):
         list(task.records())
