@@ -196,7 +196,7 @@ def _note(counts: Counter[str], operation: str) -> None:
 def host_syncs(trainee: Trainee) -> Iterator[Found]:
     """Within, note where the host would wait for the device that `trainee` learns on."""
     calls = _Calls()
-    optimizer: Any = trainee.optimizer
+    optimizer = trainee.optimizer
     for chunk in trainee.chunks:
         for tensor in (*chunk.parameters(), *chunk.buffers()):
             calls.marks.add(tensor)

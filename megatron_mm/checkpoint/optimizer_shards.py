@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
@@ -23,19 +23,17 @@ from torch import Tensor
 SHARDING = "fully_reshardable"
 
 
-def optimizer_state(
-    optimizer: MegatronOptimizer, model: ShardedStateDict, metadata: dict[str, Any]
-) -> ShardedStateDict:
+def optimizer_state(optimizer: ChainedOptimizer, model: ShardedStateDict, metadata: dict[str, Any]) -> ShardedStateDict:
     """The sharded state to save, of the structure that Megatron-Core's `ChainedOptimizer` loads.
 
     Args:
         model: sharded state of the model that it trains.
         metadata: as Megatron-Core's own `sharded_state_dict` takes it.
     """
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    parts = optimizer.chained_optimizers
     if len(parts) == 1:
         return _state_of(parts[0], model, metadata)
-    optimizer._synchronize_steps()  # pyright: ignore[reportAttributeAccessIssue] (as its own method does)
+    optimizer._synchronize_steps()  # as its own method does
     states: dict[Any, Any] = {number: _state_of(part, model, metadata) for number, part in enumerate(parts)}
     return states
 

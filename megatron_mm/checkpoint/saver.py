@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_mm.checkpoint.background import BackgroundWrite
 from megatron_mm.checkpoint.commit import begin, commit, remove_partials
@@ -58,7 +58,7 @@ class Saver:
         self,
         step: int,
         chunks: Sequence[VisionLanguageModel],
-        optimizer: MegatronOptimizer,
+        optimizer: ChainedOptimizer,
         progress: dict[str, Any],
         *,
         wait: bool = False,

@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensorFactory,
 )
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -36,7 +36,7 @@ _EXTRA_STATE = "_extra_state"
 
 
 def content_of(
-    step: int, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer, progress: dict[str, Any]
+    step: int, chunks: Sequence[VisionLanguageModel], optimizer: ChainedOptimizer, progress: dict[str, Any]
 ) -> ShardedStateDict:
     """What a checkpoint holds.
 
@@ -95,7 +95,7 @@ def load_weights(path: Path, chunks: Sequence[VisionLanguageModel]) -> None:
     _fill(chunks, loaded)
 
 
-def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: MegatronOptimizer) -> dict[str, Any]:
+def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: ChainedOptimizer) -> dict[str, Any]:
     """Fill model and optimizer from a checkpoint that any layout has written.
 
     Args:
@@ -120,16 +120,15 @@ def resume(checkpoint: Path, chunks: Sequence[VisionLanguageModel], optimizer: M
     return loaded["progress"]
 
 
-def _kind(optimizer: MegatronOptimizer) -> str:
+def _kind(optimizer: ChainedOptimizer) -> str:
     """Whose state it is: the two kinds cannot read each other's."""
     (kind,) = {
-        "distributed" if isinstance(part, DistributedOptimizer) else "plain"
-        for part in getattr(optimizer, "chained_optimizers", [optimizer])
+        "distributed" if isinstance(part, DistributedOptimizer) else "plain" for part in optimizer.chained_optimizers
     }
     return kind
 
 
-def _check_resumable(optimizer: MegatronOptimizer, checkpoint: Path) -> None:
+def _check_resumable(optimizer: ChainedOptimizer, checkpoint: Path) -> None:
     common: Any = dist_checkpointing.load_common_state_dict(str(checkpoint))
     stored, kind = common.get("format"), common.get("optimizer_kind")
     if stored != FORMAT:

@@ -112,7 +112,7 @@ def _optimizer_storages(trainee: Trainee) -> list[UntypedStorage]:
     """Return the storages of fp32 weights and moments; not the model's own, which fp32 weights are views of."""
     of_model = {parameter.untyped_storage().data_ptr() for chunk in trainee.chunks for parameter in chunk.parameters()}
     found: dict[int, UntypedStorage] = {}
-    for part in getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer]):
+    for part in trainee.optimizer.chained_optimizers:
         if getattr(part, "is_stub_optimizer", False):
             continue
         weights = chain.from_iterable(group["params"] for group in part.optimizer.param_groups)

@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import (
-    MegatronOptimizer,
+    ChainedOptimizer,
     OptimizerConfig,
     get_megatron_optimizer,
     get_standard_config_overrides,
@@ -33,7 +33,7 @@ class Trainee:
 
     chunks: list[VisionLanguageModel]
     ddp: list[DistributedDataParallel]
-    optimizer: MegatronOptimizer
+    optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
     num_trained: dict[str, int]
 
@@ -63,6 +63,7 @@ def build_trainee(
     ddp: list[Any] = [_wrapped(config, chunk, groups, overlap=overlap) for chunk in chunks]
     settings = _optimizer_config(config)
     optimizer = get_megatron_optimizer(settings, ddp, _rates(config, settings))
+    assert isinstance(optimizer, ChainedOptimizer), "Megatron-Core chains even a single one"
     # One config serves all chunks.
     megatron = chunks[0].config
     megatron.finalize_model_grads_func = finalize_model_grads

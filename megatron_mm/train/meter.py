@@ -258,7 +258,7 @@ def module_grad_norms(trainee: Trainee) -> dict[str, float]:
     squares add up to its square.
     """
     modules = {parameter: module_of(name) for chunk in trainee.chunks for name, parameter in chunk.named_parameters()}
-    optimizer: Any = trainee.optimizer
+    optimizer = trainee.optimizer
     parts = optimizer.chained_optimizers
     device = next(iter(modules)).device
     squares = [_squares_by_module(part, modules, device) for part in parts]

@@ -151,8 +151,8 @@ def clip_gradients(trainee: Trainee, grad_norm: float) -> None:
     timers: Any = trainee.chunks[0].config.timers
     if timers is not None:
         timers("optimizer-clip-main-grad", log_level=1).start()
-    for part in getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer]):
-        parameters = part.get_parameters()
+    for part in trainee.optimizer.chained_optimizers:
+        parameters: list[Tensor] = [*part.get_parameters()]
         if parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
     if timers is not None:

@@ -6,7 +6,6 @@ Each moment of a measured step is charged to one part, the innermost that has be
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from megatron_mm.train.assemble import Trainee
 
@@ -81,8 +80,7 @@ class StepTimer:
         """Become the timers that Megatron-Core's schedules, gradient reduction and optimizers ask for."""
         # One config serves all chunks.
         trainee.chunks[0].config.timers = self
-        optimizer: Any = trainee.optimizer
-        for part in optimizer.chained_optimizers:
+        for part in trainee.optimizer.chained_optimizers:
             part.config.timers = self
 
     def measure(self, on: bool) -> None:

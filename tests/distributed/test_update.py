@@ -203,7 +203,7 @@ def _with_room_made(
                     train_step(trainee, batches, platform.device(), PolicyLoss(OBJECTIVES["GRPO"], tokens))
                     if makes_room:
                         (ddp,) = cast(list[Any], trainee.ddp)
-                        optimizers = cast(Any, trainee.optimizer).chained_optimizers
+                        optimizers = trainee.optimizer.chained_optimizers
                         states = [value for one in optimizers for value in one.optimizer.state.values()]
                         assert states
                         with room.away():

@@ -103,7 +103,7 @@ def _there_and_back(config: RunConfig, checkpoint: Path, back: Path) -> list[str
 
 def _optimizer_tensors(trainee: Trainee) -> dict[str, torch.Tensor]:
     """Master weights and Adam's moments, numbered in the order in which the optimizer holds them."""
-    parts = getattr(trainee.optimizer, "chained_optimizers", [trainee.optimizer])
+    parts = trainee.optimizer.chained_optimizers
     states = [dict(enumerate(part.optimizer.state.values())) for part in parts]
     assert all("exp_avg_sq" in of_one for of_part in states for of_one in of_part.values())
     held = nested_values([trainee.optimizer.state_dict(), states])
