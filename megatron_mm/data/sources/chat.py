@@ -195,7 +195,7 @@ def _turn(turn: Any, number: int) -> _Turn:
     refuse_tools(turn)
     content = one_of(turn, ("value", "content"))
     if isinstance(content, list):
-        segments: Segments = [_segment(part, number) for part in content]
+        segments: Segments = [segment for part in content for segment in _segments(part, number)]
     else:
         read = plain_answer if role == "assistant" else required_text
         segments = [read(content, f"text in turn {number}")]
@@ -256,14 +256,15 @@ def _picture_of(part: dict[str, Any]) -> Any:
     return value
 
 
-def _segment(part: Any, number: int) -> str | None:
+def _segments(part: Any, number: int) -> Segments:
     if isinstance(part, str):
-        return part
+        return [part]
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and _is_picture(part):
-        return None
+        # The line break that chat/template.py writes behind an image part when the model is served.
+        return [None, "\n"]
     if kind in _TEXT_PARTS or (isinstance(part, dict) and kind is None and "text" in part):
-        return required_text(part.get("text"), f"text in a part of turn {number}")
+        return [required_text(part.get("text"), f"text in a part of turn {number}")]
     raise Fault(f"turn {number} has a part of type {kind!r}; known are text and image")
 
 

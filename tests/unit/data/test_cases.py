@@ -42,7 +42,7 @@ EXPECTED: dict[str, tuple[str, str, list[StoredContent], list[str]]] = {
     "d06_turn_not_to_be_trained": ("chat", "d.json", [_untrained_first("q1", "BAD", ("q2", "good"))], []),
     "d07_tool_calls_dropped": ("chat", "d.json", [PLAIN], ["tool_calls"]),
     "d08_absolute_path_inside": ("chat", "d.json", [SHOWN], []),
-    "d09_picture_named_in_part": ("chat", "d.json", [PLAIN, *[_about_picture("x?", "y", "")] * 2], []),
+    "d09_picture_named_in_part": ("chat", "d.json", [PLAIN, *[_about_picture("x?", "y")] * 2], []),
     "d10_empty_picture_field": (
         "chat",
         "d.json",

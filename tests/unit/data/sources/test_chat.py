@@ -39,7 +39,7 @@ def _one(path: Path, record: Any, **settings: Any) -> RawSample:
                 {"role": "assistant", "content": REASONED},
             ],
         },
-        _user([{"type": "image"}, {"type": "text", "text": "\nWhich?"}], REASONED, images=[{"path": "a/1.png"}]),
+        _user([{"type": "image"}, {"type": "text", "text": "Which?"}], REASONED, images=[{"path": "a/1.png"}]),
         # Without a mark the picture goes in front: stored alike, so that duplicates are seen.
         _human("Which?", REASONED, image="a/1.png"),
     ],

@@ -162,7 +162,7 @@ def _part(**fields: Any) -> list[dict[str, Any]]:
 def test_parts_that_name_their_picture(tmp_path: Path, parts: list[Any], picture: Any) -> None:
     sample = _sample(tmp_path, _said(parts))
     assert sample.pictures == (tmp_path / picture if picture == "1.png" else picture,)
-    assert sample.content.turns[0].question == [0, "q"]
+    assert sample.content.turns[0].question == [0, "\nq"]
 
 
 @pytest.mark.parametrize(
