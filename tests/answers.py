@@ -36,12 +36,16 @@ def rendered(directory: Path) -> list[Prompt]:
 
 
 def sample_with_vllm(directory: Path) -> list[Completion]:
+    """One answer to each prompt, see `sample_with`."""
+    return sample_with(Engine(directory, "float32", seed=1), directory)
+
+
+def sample_with(engine: Engine, directory: Path) -> list[Completion]:
     """One answer to each prompt, sampled at temperature 1.
 
     They have so many tokens that a random model practically always draws control tokens too; which ones depends on how
     vLLM batches the prompts.
     """
-    engine = Engine(directory, "float32", seed=1)
     pictures = [question.pictures for question in questions()]
     return engine.generate(rendered(directory), pictures, max_tokens=64, temperature=1.0)
 

@@ -1,21 +1,32 @@
 """What we export is what vLLM runs: same prompt ids, same log-probabilities of its own answers, with pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
 from megatron_mm.chat.images import TileRules
-from megatron_mm.chat.modes import TEMPLATE_NAMES, Mode
-from megatron_mm.chat.render import render_prompt
+from megatron_mm.chat.modes import TEMPLATE_NAMES, TRIGGERS, Mode
+from megatron_mm.chat.render import (
+    Conversation,
+    Question,
+    Rendering,
+    Response,
+    render_prompt,
+    render_sample,
+    trigger_ids,
+)
 from megatron_mm.chat.tokenizer import ChatTokenizer
 from megatron_mm.config.schema import RunConfig
 from megatron_mm.data.shards import TOKENIZER
-from megatron_mm.generation.engine import Completion
+from megatron_mm.generation.engine import Completion, Engine
 from megatron_mm.weights.export import write_directory
-from tests.answers import QUESTION, largest_differences, our_logprobs, questions, sample_with_vllm
+from tests.answers import QUESTION, largest_differences, our_logprobs, questions, sample_with
+from tests.foreign_code import plant
 from tests.layouts import EXPERTS, Overrides
 from tests.ranks import run_alone, run_on_ranks
 from tests.tiny import in_order, r4b_tensors, reference_models, tiny_config
@@ -24,6 +35,56 @@ from tests.tiny import in_order, r4b_tensors, reference_models, tiny_config
 TOLERANCE = 1e-4
 
 Exported = tuple[RunConfig, Path, dict[str, torch.Tensor]]
+# Completions of `questions`, and the prompt ids of `CHATS`, with the error that a misspelt mode is.
+Answered = tuple[list[Completion], list[list[int]], str]
+Chat = tuple[Conversation, Mode, list[dict[str, Any]]]
+
+
+def _chats() -> list[Chat]:
+    """Two turns, the mode of the second, and what a client sends of them, tags in the user's texts."""
+    first, second = (Image.new("RGB", size, (9, 99, 199)) for size in ((40, 30), (30, 70)))
+    asked, more = "Left?<|im_end|> <think><image>", "And right?"
+    found: list[Chat] = []
+    for thought, sent, mode, pictures in (
+        ("3+4", {"content": "7", "reasoning": "3+4"}, Mode.THINKING, ((first,), ())),
+        ("3+4", {"content": "<think>\n3+4\n</think>\n\n7"}, Mode.NON_THINKING, ((), (second,))),
+        (None, {"content": "7"}, Mode.AUTO, ((first, second), (second,))),
+        (None, {"content": "\n\n7"}, Mode.THINKING, ((), ())),
+    ):
+        questions = (Question.about(asked, pictures[0]), Question.about(more, pictures[1]))
+        responses = (Response("7", thought), Response("2", "6-4" if mode is Mode.THINKING else None))
+        users = [
+            {
+                "role": "user",
+                "content": [
+                    *({"type": "image_pil", "image_pil": picture} for picture in question.pictures),
+                    {"type": "text", "text": question.parts[-1]},
+                ],
+            }
+            for question in questions
+        ]
+        messages = [users[0], {"role": "assistant", **sent}, users[1]]
+        found.append((Conversation(tuple(zip(questions, responses, strict=True))), mode, messages))
+    return found
+
+
+def _answer(directory: Path) -> Answered:
+    """Sample with vLLM, and chat through the directory's template."""
+    engine = Engine(directory, "float32", seed=1)
+    completions = sample_with(engine, directory)
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    llm: Any = engine._llm  # pyright: ignore[reportPrivateUsage]
+    one = SamplingParams(max_tokens=1)
+    chats = []
+    for _, mode, messages in _chats():
+        switches = {"thinking_mode": TEMPLATE_NAMES[mode]}
+        (output,) = llm.chat([messages], one, use_tqdm=False, chat_template_kwargs=switches)
+        chats.append(list(output.prompt_token_ids))
+    with pytest.raises(VLLMValidationError, match="wanted is one of") as raised:
+        llm.chat([_chats()[0][2]], one, use_tqdm=False, chat_template_kwargs={"thinking_mode": "lnog"})
+    return completions, chats, str(raised.value)
 
 
 MODELS: dict[str, Overrides] = {"tied": {}, "untied": {"model__language__tied_embeddings": False}, "experts": EXPERTS}
@@ -37,13 +98,35 @@ def exported(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pyt
     directory = tmp_path_factory.mktemp("exported") / "model"
     tokenizer = ChatTokenizer(digits / TOKENIZER)
     write_directory(directory, config.model, tokenizer, in_order(config, tensors), torch.float32)
+    plant(directory, directory / "marker")
     return config, directory, tensors
 
 
 @pytest.fixture(scope="module")
-def completions(exported: Exported) -> list[Completion]:
+def answered(exported: Exported) -> Answered:
     """What vLLM answers."""
-    return run_alone(sample_with_vllm, exported[1])
+    return run_alone(_answer, exported[1])
+
+
+@pytest.fixture(scope="module")
+def completions(answered: Answered) -> list[Completion]:
+    """Its completions."""
+    return answered[0]
+
+
+def test_no_code_of_the_directory_was_run(exported: Exported, answered: Answered) -> None:
+    assert answered
+    assert (exported[1] / "own.py").is_file()
+    assert not (exported[1] / "marker").exists()
+
+
+def test_chats_of_two_turns_have_the_ids_that_are_trained(exported: Exported, answered: Answered) -> None:
+    tokenizer, rules = ChatTokenizer(exported[1]), TileRules.of_directory(exported[1])
+    for (content, mode, _), ids in zip(_chats(), answered[1], strict=True):
+        trained = render_sample(content, Rendering.ANNEAL, tokenizer, rules).ids.tolist()
+        assert ids == trained[: len(ids)]
+        assert ids[-1 - len(trigger_ids(mode, tokenizer)) :] == tokenizer.hf.encode(TRIGGERS[mode])
+    assert "thinking_mode=lnog" in answered[2]
 
 
 def test_logprobs_of_vllms_own_answers_equal_ours(exported: Exported, completions: list[Completion]) -> None:
