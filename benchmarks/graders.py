@@ -19,7 +19,7 @@ from megatron_mm.grading.workers import Graders, Tally
 from tests.hostile import fuzzed, hostile
 
 # Name, file, least agreement, and the largest share of wrong answers that are paid.
-PAIRS = [
+PAIRS: list[tuple[str, str, float, float]] = [
     ("labelled pairs", "pairs.jsonl", 0.995, 0.01),
     ("pairs unseen before", "unseen_pairs.jsonl", 0.98, 0.003),
 ]
@@ -33,7 +33,7 @@ KEEPER_BYTES = 128 * 2**20
 
 def measure() -> list[Figure]:
     """Ten minutes on a busy machine."""
-    agreement = [figure for name, *rest in PAIRS for figure in _agreement(name, *rest)]
+    agreement = [figure for given in PAIRS for figure in _agreement(*given)]
     return [*agreement, *_survival("fuzzed", fuzzed(NUM_FUZZED, seed=0)), *_survival("hostile", hostile())]
 
 

@@ -38,7 +38,7 @@ from megatron_mm.data.loader import Feed, MicroBatches
 from megatron_mm.data.prepare import NamedTask, run_tasks
 from megatron_mm.data.records import StoredContent, StoredTurn
 from megatron_mm.data.shards import TOKENIZER, PreparedData
-from megatron_mm.data.sources.base import RawSample
+from megatron_mm.data.sources.base import ListedTask, RawSample
 
 SAMPLES = 500
 # Packs of one round; rounds of each side.
@@ -83,20 +83,10 @@ def write_samples(directory: Path) -> None:
         named = [SourceConfig(name=name, format="chat", path=directory) for name, _ in sources]
         config = PrepareConfig(tokenizer=Path(scratch), sources=tuple(named))
         tasks = [
-            NamedTask(name, source, Listed(samples)) for (name, samples), source in zip(sources, named, strict=True)
+            NamedTask(name, source, ListedTask(samples), 1.0)
+            for (name, samples), source in zip(sources, named, strict=True)
         ]
         run_tasks(config, ChatTokenizer(Path(scratch)), tasks, directory, "benchmark", 0, lambda _: None)
-
-
-class Listed:
-    """A task of samples that are there already."""
-
-    def __init__(self, samples: list[RawSample]):
-        self._samples = samples
-
-    def records(self):
-        """Them."""
-        return iter(self._samples)
 
 
 def _sample(length: int, shapes: Any, photos: list[Image.Image], random: np.random.Generator) -> RawSample:

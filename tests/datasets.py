@@ -1,7 +1,6 @@
 """Small prepared data sets of given samples, and indices of samples that exist in them alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,7 @@ from megatron_mm.data.index import INDEX, ROWS, Index, write_index
 from megatron_mm.data.plan import Plan, PlanSettings
 from megatron_mm.data.prepare import Manifest, NamedTask, run_tasks
 from megatron_mm.data.records import StoredContent, StoredTurn
-from megatron_mm.data.sources.base import RawSample, Reject
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A task of records that are there already."""
-
-    samples: Sequence[RawSample | Reject]
-
-    @property
-    def end(self) -> float:
-        return 1.0
-
-    def records(self) -> Iterator[RawSample | Reject]:
-        return iter(self.samples)
+from megatron_mm.data.sources.base import ListedTask, RawSample, Reject
 
 
 def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -60,7 +45,9 @@ def write_dataset(
     listed = [SourceConfig(name=name, format="chat", path=directory, marks_are_text=marks_are_text) for name in sources]
     values = {"tokenizer": tokenizer.directory, "sources": listed, **settings}
     config = PrepareConfig.model_validate(values)
-    tasks = [NamedTask(source.name.replace("/", "-"), source, Listed(sources[source.name]), 1.0) for source in listed]
+    tasks = [
+        NamedTask(source.name.replace("/", "-"), source, ListedTask(sources[source.name]), 1.0) for source in listed
+    ]
     return run_tasks(config, tokenizer, tasks, directory, "test", 0, lambda _: None)
 
 

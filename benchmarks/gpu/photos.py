@@ -9,7 +9,6 @@ text is this repository's documentation. The subsets are
 """
 
 import re
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from megatron_mm.config.prepare import PrepareConfig, SourceConfig
 from megatron_mm.data.digits import build_tokenizer
 from megatron_mm.data.prepare import NamedTask, run_tasks
 from megatron_mm.data.records import StoredContent, StoredTurn
-from megatron_mm.data.sources.base import RawSample
+from megatron_mm.data.sources.base import ListedTask, RawSample
 
 JPEG_QUALITY = 90
 
@@ -47,18 +46,8 @@ def prepare_photos(directory: Path, sizes: Sizes) -> None:
     build_tokenizer(pages, sizes.vocabulary).save_pretrained(tokenizer)
     sources = tuple(SourceConfig(name=name, format="chat", path=directory) for name in samples)
     config = PrepareConfig(tokenizer=tokenizer, sources=sources)
-    tasks = [NamedTask(source.name, source, _Listed(samples[source.name])) for source in sources]
+    tasks = [NamedTask(source.name, source, ListedTask(samples[source.name]), 1.0) for source in sources]
     run_tasks(config, ChatTokenizer(tokenizer), tasks, directory, "photos", 0, lambda _: None)
-
-
-class _Listed:
-    """A task whose records are there already."""
-
-    def __init__(self, samples: list[RawSample]):
-        self._samples = samples
-
-    def records(self) -> Iterator[RawSample]:
-        return iter(self._samples)
 
 
 def _times(sizes: Sizes) -> range:

@@ -29,7 +29,7 @@ from megatron_mm.chat.tokenizer import IMAGE, PAD, TURN_END, TURN_START, ChatTok
 from megatron_mm.config.prepare import PrepareConfig, SourceConfig, Split
 from megatron_mm.data.prepare import NamedTask, run_tasks
 from megatron_mm.data.records import StoredContent, StoredTurn
-from megatron_mm.data.sources.base import RawSample
+from megatron_mm.data.sources.base import ListedTask, RawSample
 from megatron_mm.files import refuse_existing
 
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
@@ -50,21 +50,6 @@ class Turn:
     question: str
     answer: str
     reasoning: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """A task whose records are there already."""
-
-    samples: list[RawSample]
-
-    @property
-    def end(self) -> float:
-        """The one task of its source."""
-        return 1.0
-
-    def records(self) -> Iterator[RawSample]:
-        return iter(self.samples)
 
 
 def prepare_digits(directory: Path, num_train: int, num_heldout: int, seed: int) -> None:
@@ -95,7 +80,7 @@ def prepare_digits(directory: Path, num_train: int, num_heldout: int, seed: int)
     for split, sources in splits.items():
         for name, samples in sorted(sources.items()):
             source = SourceConfig(name=name, format="chat", path=directory, split=split)
-            tasks.append(NamedTask(f"{split}-{name.replace('/', '-')}", source, _Listed(samples), 1.0))
+            tasks.append(NamedTask(f"{split}-{name.replace('/', '-')}", source, ListedTask(samples), 1.0))
     request = f"digits {num_train} {num_heldout} {seed}"
     with TemporaryDirectory() as scratch:
         texts = [text for samples in training.values() for sample in samples for text in _texts(sample.content)]

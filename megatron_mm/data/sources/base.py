@@ -1,6 +1,6 @@
 """What every reader of a source makes: tasks, each of them records that one worker turns into one shard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -55,3 +55,19 @@ class Task(Protocol):
     def records(self) -> Iterator[RawSample | Reject]:
         """Every record once, in order, each as a sample or a reject: none is passed over."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTask:
+    """A task whose records are there already: all that its source has."""
+
+    listed: Sequence[RawSample | Reject]
+
+    @property
+    def end(self) -> float:
+        """See `Task`."""
+        return 1.0
+
+    def records(self) -> Iterator[RawSample | Reject]:
+        """Every record, in order."""
+        return iter(self.listed)
