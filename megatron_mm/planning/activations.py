@@ -55,14 +55,16 @@ class LanguageTokens:
         part: of those, what it has of the residual stream, less with sequence parallelism.
         positions: that the rotary embedding is made for.
         keys: tokens whose keys and values it holds, more with gathered context parallelism.
-        packed: several samples in a row.
+        in_pieces: several samples in a row, or parts of them with context parallelism, attended to one by one.
+        masked: pairs of a query and a key that the CPU's context parallelism holds a mask for.
     """
 
     whole: float
     part: float
     positions: float
     keys: float
-    packed: bool
+    in_pieces: bool
+    masked: float
 
 
 def language_layer(
@@ -128,12 +130,14 @@ def _attention(
     kept += width * query * whole + width * key * whole
     # Gathered keys and values stand in for the rank's own.
     kept += width * 2 * key * (tokens.keys - whole if tokens.keys > whole else 0)
+    # torch writes the mask as numbers of the activations' type, for the backward pass as well.
+    kept += width * tokens.masked
     if numbers.recompute == "selective":
         return kept + width * query * whole
     out = width * query * whole
     statistics = FLOAT_BYTES * heads * whole
-    # The local kernel's outputs of a pack are joined to a second copy, which the next matrix takes.
-    joined = numbers.local and tokens.packed
+    # The local kernel's outputs of the pieces are joined to a second copy, which the next matrix takes.
+    joined = numbers.local and tokens.in_pieces
     return kept + out + statistics + (learns * out if joined else 0)
 
 

@@ -228,14 +228,19 @@ def _under_way(config: RunConfig, stage: int, micro_batches: int, sizes: _Sizes)
 
 def _tokens(config: RunConfig, load: Load, backend: Backend) -> LanguageTokens:
     parallel = config.parallel
-    whole = load.tokens / parallel.context
+    ranks = parallel.context
+    whole = load.tokens / ranks
     packed = config.data.packed
+    # Of the 2 * ranks pieces of a sample a rank has number r and the r-th from the end (models/packing.py): their
+    # queries see r + 1 and 2 * ranks - r pieces.
+    pairs = load.squared_tokens * (2 * ranks + 1) / (2 * ranks) ** 2
     return LanguageTokens(
         whole=whole,
         part=whole / (parallel.tensor if parallel.sequence else 1),
         positions=whole if packed else whole / config.train.micro_batch,
         keys=load.tokens if backend == "local" else whole,
-        packed=packed and load.num_samples > 1,
+        in_pieces=ranks > 1 or (packed and load.num_samples > 1),
+        masked=pairs if backend == "local" and ranks > 1 else 0.0,
     )
 
 
@@ -273,7 +278,8 @@ def _output(config: RunConfig, load: Load, numbers: Numbers, tokens: LanguageTok
     """Kept for the loss of a micro-batch, and what its passes have at most beside it."""
     parallel, language, width = config.parallel, config.model.language, numbers.width_bytes
     hidden, rows = language.hidden_size, language.padded_vocab_size // parallel.tensor
-    trained = load.trained_tokens / parallel.context
+    # Context parallelism gives a rank the end of a sample, where its response may be alone.
+    trained = min(load.trained_tokens, load.tokens / parallel.context)
     kept = width * hidden * tokens.part + width * hidden * trained
     gathered = width * hidden * tokens.whole if parallel.sequence else 0.0
     # The gradient of the output layer's matrix.

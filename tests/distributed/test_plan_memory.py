@@ -13,6 +13,7 @@ CASES = {
     "padded, projector alone learns, bf16": True,
     "PP 2, bf16": True,
     "DP 2, distributed optimizer, bf16": True,
+    "CP 2, bf16": True,
 }
 
 
