@@ -71,7 +71,7 @@ def test_each_command_is_run_somewhere() -> None:
     documented_ones = {
         " ".join(words[1:3] if words[1] == "data" else words[1:2])
         for command in COMMANDS
-        if (words := command.text.split())[0] == "megatron-mm"
+        if (words := command.text.split())[0] == "megatron-mm" and not words[1].startswith("-")
     }
     for name, (file, words) in RUN_IN.items():
         assert words in (ROOT / file).read_text(encoding="utf-8"), f"{name} is not run in {file} any more"

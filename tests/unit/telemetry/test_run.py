@@ -208,7 +208,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert any("100/100" in line and "loss 1.5" in line for line in lines)
     assert "a greeting [with brackets]" in lines
     assert "megatron-mm: a warning" in lines
-    assert lines[-1].startswith(f"done: {tmp_path} (step 100, loss 1.5, ")
+    assert [line for line in lines if line][-1].startswith(f"done: {tmp_path} (step 100, loss 1.5, ")
 
 
 WANDB = """
