@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -152,7 +152,7 @@ def clip_gradients(trainee: Trainee, grad_norm: float) -> None:
     if timers is not None:
         timers("optimizer-clip-main-grad", log_level=1).start()
     for part in trainee.optimizer.chained_optimizers:
-        parameters: list[Tensor] = [*part.get_parameters()]
+        parameters = cast(list[Tensor], part.get_parameters())
         if parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
     if timers is not None:
