@@ -37,18 +37,14 @@ def test_overrides_count_on_either_side_of_an_option_and_unknown_options_are_ref
     assert "unrecognized arguments: --nprocs 2" in unknown.stderr
 
 
-def test_no_ranks() -> None:
-    _assert_refused(_megatron_mm("train", "mini/stage1", "--nproc", "0"), "--nproc 0: give the number of ranks")
-
-
 def test_a_plan_of_reinforcement_learning() -> None:
     result = _megatron_mm("plan", "mini/bpo", "--gpus", "8", "--gpu", "h100", "--host-memory", "40")
     _assert_refused(result, "mini/bpo does not fit the host: a node needs", "more than the 40.0 that it has")
 
 
-def test_rewards_are_known_before_data_are_read() -> None:
+def test_unknown_rewards(digits: Path) -> None:
     names = ["rl.reward.name=accuracy", "rl.reward.format=boxes", "rl.reward.kind=numeral"]
-    result = _megatron_mm("rl", "mini/bpo", "data.path=nowhere", "init_from=null", *names, "--nproc", "2")
+    result = _megatron_mm("rl", "mini/bpo", f"data.path={digits}", "init_from=null", *names, "--nproc", "2")
     _assert_refused(result, "no reward 'accuracy'", "no format 'boxes'", "no kind of answer 'numeral'")
 
 
