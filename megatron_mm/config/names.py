@@ -43,6 +43,8 @@ def nearest_settings(section: type[BaseModel], path: Sequence[str]) -> list[str]
         section: of the whole config.
         path: of the setting that does not exist.
     """
+    numbers = [part for part in path if part.isdigit()]
+    path = ["0" if part.isdigit() else part for part in path]
     known = dict.fromkeys(setting_names(section))
     wanted, leaf = ".".join(path), path[-1]
     elsewhere = _ELSEWHERE.get(leaf.lower().replace("-", "_"))
@@ -51,7 +53,14 @@ def nearest_settings(section: type[BaseModel], path: Sequence[str]) -> list[str]
     scores = {name: _score(path, wanted, name) for name in known}
     found = sorted((name for name in known if scores[name] >= LIKENESS), key=lambda name: -scores[name])
     # Names of the same kind in several sections are all told; worse ones than the best are not.
-    return [name for name in found if scores[name] >= scores[found[0]] - 0.05][:MOST_SUGGESTIONS]
+    near = [name for name in found if scores[name] >= scores[found[0]] - 0.05][:MOST_SUGGESTIONS]
+    return [_numbered(name, numbers) for name in near]
+
+
+def _numbered(name: str, numbers: Sequence[str]) -> str:
+    """A name with its lists' numbers replaced, as far as there are some."""
+    left = iter(numbers)
+    return ".".join(next(left, part) if part == "0" else part for part in name.split("."))
 
 
 def _score(path: Sequence[str], wanted: str, name: str) -> float:
