@@ -62,7 +62,7 @@ def test_a_directory_that_cannot_be_written_is_refused(digits: Path, tmp_path: P
     (tmp_path / "file").touch()
     code, said = runs.end(runs.start("mini/stage3", digits, tmp_path / "file" / "run", 2, *LONG))
     assert code == 2, said
-    assert f"{tmp_path / 'file' / 'run'} cannot be written: Not a directory; choose another" in said
+    assert f"{tmp_path / 'file' / 'run'} cannot be made: {tmp_path / 'file'} is a file; choose another" in said
 
 
 def test_a_flipped_byte_costs_the_steps_since_the_checkpoint_before(digits: Path, tmp_path: Path) -> None:
