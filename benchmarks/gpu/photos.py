@@ -44,7 +44,8 @@ def prepare_photos(directory: Path, sizes: Sizes) -> None:
     }
     tokenizer = directory.with_name("tokenizer")
     build_tokenizer(pages, sizes.vocabulary).save_pretrained(tokenizer)
-    sources = tuple(SourceConfig(name=name, format="chat", path=directory) for name in samples)
+    # The documentation speaks of <image> without having one.
+    sources = tuple(SourceConfig(name=name, format="chat", path=directory, marks_are_text=True) for name in samples)
     config = PrepareConfig(tokenizer=tokenizer, sources=sources)
     tasks = [NamedTask(source.name, source, ListedTask(samples[source.name]), 1.0) for source in sources]
     run_tasks(config, ChatTokenizer(tokenizer), tasks, directory, "photos", 0, lambda _: None)
