@@ -55,7 +55,7 @@ def _megatron_mm(*arguments: str) -> str:
 def test_sources_become_a_packed_run(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     data, page = tmp_path / "data", tmp_path / "page.html"
     said = _megatron_mm("data", "prepare", str(_sources(tmp_path, tokenizer)), str(data), "--workers", "2")
-    assert "math/geometry: 8 records, 8 written, 0 rejected" in said
+    assert "math/geometry: 8 records, 8 written (8 thinking; 0 held out), 0 rejected" in said
     run = ["mini/stage3", f"data.path={data}", "data.blend={}", "data.packed=true", "data.max_sequence_tokens=256"]
     run += [f"run_dir={tmp_path / 'run'}", "init_from=null", "train.steps=4", "train.global_batch=4", "precision=fp32"]
     run += ["train.micro_batch=1", "train.log_every=1", "optim.warmup_steps=0", "checkpoint.save_every=100"]
